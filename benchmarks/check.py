@@ -1,4 +1,4 @@
-"""One form for every benchmark: figures beside their bars, a table on the screen, a JSON file, an exit status.
+"""One form for every benchmark: figures beside their bars, on the screen, in a JSON file, in the exit status.
 
 A benchmark module defines sections, functions ``section(smoke) -> Iterator[Figure]``, and ends with
 
@@ -97,8 +97,8 @@ def environment() -> dict[str, str | int]:
 def main(name: str, sections: Sequence[Section], argv: Sequence[str] | None = None) -> int:
     """Run a benchmark from the command line and return its exit status.
 
-    ``--check`` makes the status non-zero when a figure falls short, ``--smoke`` takes small sizes, ``--only NAME``
-    (repeatable) runs the named sections alone, ``--out FILE`` says where the JSON goes.
+    ``--check`` makes the status non-zero when a figure falls short, ``--smoke`` takes small sizes,
+    ``--only NAME`` (repeatable) runs the named sections alone, ``--out FILE`` says where the JSON goes.
     """
     options = _parse(name, sections, argv)
     chosen = [section for section in sections if not options.only or section.__name__ in options.only]
