@@ -202,7 +202,9 @@ class _Grid:
         ds = ufl.Measure("ds", domain=_domain(self.grid), subdomain_data=tags)
         u, v = ufl.TrialFunction(space), ufl.TestFunction(space)
         empty = {name: csr_matrix((2 * self.ours.num_nodes,) * 2) for name in self.ours.boundaries}
-        return empty | {name: _assemble(ufl.inner(u, v) * ds(k + 1), dofs, dofs) for k, name in enumerate(names)}
+        return empty | {
+            name: _assemble(ufl.inner(u, v) * ds(k + 1), dofs, dofs) for k, name in enumerate(names)
+        }
 
     def _facet_tags(self, names: list[str]) -> object:
         """Facets of the boundaries, tagged 1, 2, ... in the order of ``names``."""
@@ -214,7 +216,9 @@ class _Grid:
             for name in names
         ]
         facets = np.concatenate([*found, np.empty(0, dtype=np.int64)]).astype(np.int32)
-        tags = np.concatenate([np.full(len(f), k + 1, dtype=np.int32) for k, f in enumerate(found)] or [facets])
+        tags = np.concatenate(
+            [np.full(len(f), k + 1, dtype=np.int32) for k, f in enumerate(found)] or [facets]
+        )
         ranked = np.argsort(facets)
         return _fenics().mesh.meshtags(self.grid, 1, facets[ranked], tags[ranked])
 
@@ -234,7 +238,12 @@ def _fenics() -> SimpleNamespace:
             "conda-forge fenics-dolfinx. SkfemAssembler() needs only pip install 'sdeuq[fem]'."
         ) from error
     return SimpleNamespace(
-        dolfinx=dolfinx, fem=dolfinx.fem, mesh=dolfinx.mesh, ufl=ufl, comm=MPI.COMM_SELF, scalar=PETSc.ScalarType
+        dolfinx=dolfinx,
+        fem=dolfinx.fem,
+        mesh=dolfinx.mesh,
+        ufl=ufl,
+        comm=MPI.COMM_SELF,
+        scalar=PETSc.ScalarType,
     )
 
 
@@ -290,7 +299,11 @@ def _dof_table(space: object, num_cells: int) -> NDArray[np.int64]:
 def _geometry_nodes(grid: object) -> NDArray[np.int64]:
     """Geometry nodes of the cells, shape ``(C, 3)``: an adjacency list, an array or one of several by release."""
     geometry = grid.geometry  # pyright: ignore[reportAttributeAccessIssue]
-    table = geometry.dofmaps[0] if hasattr(geometry, "dofmaps") and not callable(geometry.dofmaps) else geometry.dofmap
+    table = (
+        geometry.dofmaps[0]
+        if hasattr(geometry, "dofmaps") and not callable(geometry.dofmaps)
+        else geometry.dofmap
+    )
     if hasattr(table, "array"):
         return np.asarray(table.array, dtype=np.int64).reshape(table.num_nodes, -1)
     return np.asarray(table, dtype=np.int64)

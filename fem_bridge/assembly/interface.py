@@ -191,7 +191,9 @@ def load_operators(path: str | Path) -> ElasticOperators:
     except FileNotFoundError:
         raise
     except Exception as error:
-        raise ValueError(f"`path` must be a file of operators; got '{path}', which does not read: {error}.") from error
+        raise ValueError(
+            f"`path` must be a file of operators; got '{path}', which does not read: {error}."
+        ) from error
 
 
 def _pack(name: str, matrix: csr_matrix) -> dict[str, NDArray]:

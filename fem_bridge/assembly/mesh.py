@@ -150,7 +150,9 @@ class Mesh:
         local[nodes] = np.arange(len(nodes))
         inside = np.zeros(self.num_cells, dtype=bool)
         inside[kept] = True
-        facets = {name: local[pairs[inside[self.facet_cells(name)]]] for name, pairs in self.boundaries.items()}
+        facets = {
+            name: local[pairs[inside[self.facet_cells(name)]]] for name, pairs in self.boundaries.items()
+        }
         return SubMesh(Mesh(self.points[nodes], local[self.cells[kept]], facets), nodes, kept)
 
 
@@ -197,10 +199,14 @@ def rectangle(lower: tuple[float, float], upper: tuple[float, float], *, divisio
     if nx < 1 or ny < 1 or (nx, ny) != tuple(divisions):
         raise ValueError(f"`divisions` must be two integers of at least 1; got {tuple(divisions)}.")
     if not (lower[0] < upper[0] and lower[1] < upper[1]):
-        raise ValueError(f"`upper` must exceed `lower` along both axes; got {tuple(upper)} and {tuple(lower)}.")
+        raise ValueError(
+            f"`upper` must exceed `lower` along both axes; got {tuple(upper)} and {tuple(lower)}."
+        )
     x, y = np.linspace(lower[0], upper[0], nx + 1), np.linspace(lower[1], upper[1], ny + 1)
     corners = np.stack(np.meshgrid(x, y, indexing="ij"), -1).reshape(-1, 2)
-    centres = np.stack(np.meshgrid((x[1:] + x[:-1]) / 2, (y[1:] + y[:-1]) / 2, indexing="ij"), -1).reshape(-1, 2)
+    centres = np.stack(np.meshgrid((x[1:] + x[:-1]) / 2, (y[1:] + y[:-1]) / 2, indexing="ij"), -1).reshape(
+        -1, 2
+    )
     corner = np.arange((nx + 1) * (ny + 1)).reshape(nx + 1, ny + 1)
     centre = len(corners) + np.arange(nx * ny).reshape(nx, ny)
     ring = (corner[:-1, :-1], corner[1:, :-1], corner[1:, 1:], corner[:-1, 1:])
@@ -236,7 +242,9 @@ def _node_table(name: str, table: ArrayLike, width: int, num_nodes: int) -> NDAr
     if array.size == 0 and width == 2:
         return np.empty((0, 2), dtype=np.int64)
     if array.ndim != 2 or array.shape[1] != width or not len(array):
-        raise ValueError(f"`{name}` must have shape (rows, {width}) with at least one row; got {array.shape}.")
+        raise ValueError(
+            f"`{name}` must have shape (rows, {width}) with at least one row; got {array.shape}."
+        )
     if not np.issubdtype(array.dtype, np.integer):
         raise TypeError(f"`{name}` must hold integers; got {array.dtype}.")
     if array.min() < 0 or array.max() >= num_nodes:

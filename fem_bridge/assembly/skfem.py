@@ -74,7 +74,9 @@ class SkfemAssembler:
         form = elasticity.linear_elasticity(first, second)
         basis = skfem.CellBasis(_mesh(mesh), _vector_element())
         scaled = skfem.BilinearForm(lambda u, v, w: w["modulus"] * form.form(u, v, w))
-        return canonical(scaled.assemble(basis, modulus=basis.with_element(skfem.ElementTriP0()).interpolate(values)))
+        return canonical(
+            scaled.assemble(basis, modulus=basis.with_element(skfem.ElementTriP0()).interpolate(values))
+        )
 
     def scalar_mass(self, mesh: Mesh) -> csr_matrix:
         """Mass matrix [m^2] of a scalar field of degree 1 and unit density, shape ``(N, N)``."""

@@ -1,0 +1,19 @@
+"""Time integration in torch of assembled operators: batched over samples, on CPU or GPU, differentiable."""
+
+from fem_bridge.dynamics.explicit import CentralDifference
+from fem_bridge.dynamics.loads import Load, Pulse, SeparableLoad, SineSquaredPulse
+from fem_bridge.dynamics.simulation import Trajectory, simulate, substeps_for
+from fem_bridge.dynamics.system import DofChoice, ElasticSystem
+
+__all__ = [
+    "CentralDifference",
+    "DofChoice",
+    "ElasticSystem",
+    "Load",
+    "Pulse",
+    "SeparableLoad",
+    "SineSquaredPulse",
+    "Trajectory",
+    "simulate",
+    "substeps_for",
+]
