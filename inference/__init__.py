@@ -1,1 +1,5 @@
-"""Part of sdeuq."""
+"""Learning of stochastic models and samplers from data."""
+
+from inference.training import FitSettings, fit
+
+__all__ = ["FitSettings", "fit"]

@@ -1,0 +1,335 @@
+r"""Samplers by conditional flow matching: the base is carried to the data along a learned velocity.
+
+.. math:: \frac{\mathrm{d}x_t}{\mathrm{d}t} = v_\theta(x_t, t, c), \qquad x_0 \sim N(0, I), \qquad x_1 \approx \text{data}
+
+References:
+    Lipman, Chen, Ben-Hamu, Nickel & Le (2023), Flow matching for generative modeling. arXiv:2210.02747
+    Albergo, Boffi & Vanden-Eijnden (2023), Stochastic interpolants. arXiv:2303.08797
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from inference.interpolants.interpolant import Interpolant, velocity_loss
+from inference.training import FitSettings, fit
+from sde.checkpoint import digest
+from sde.networks import evaluate_in_blocks, perceptron
+from sde.noise import NoiseStream, Purpose
+
+__all__ = ["FlowSampler", "FlowSettings", "VelocityNetwork", "train_flow"]
+
+History = dict[str, list[float]]
+
+_AHEAD = 16  # iterations whose noise is drawn in one call; it changes the speed, not the numbers
+
+
+@dataclass(frozen=True, slots=True)
+class FlowSettings:
+    """How a flow is built and trained.
+
+    Attributes:
+        batch: Samples per step, at least 1.
+        width: Width of the hidden layers, at least 1.
+        depth: Number of hidden layers, at least 1.
+        steps: Midpoint steps of the sampler, at least 1.
+        fit: The optimisation.
+    """
+
+    batch: int = 256
+    width: int = 128
+    depth: int = 3
+    steps: int = 40
+    fit: FitSettings = field(default_factory=FitSettings)
+
+    def __post_init__(self) -> None:
+        """Refuse sizes below 1."""
+        for name in ("batch", "width", "depth", "steps"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"`{name}` must be a whole number of at least 1; got {value!r}.")
+
+
+class VelocityNetwork(nn.Module):
+    """A dense network of the point, the conditions and features of the time.
+
+    The features are ``t`` and ``cos``, ``sin`` of its first four multiples of pi.
+
+    Args:
+        dim: Dimension of the points, at least 1.
+        condition_dim: Number of conditions, at least 0.
+        width: Width of the hidden layers, at least 1.
+        depth: Number of hidden layers, at least 1.
+        seed: Seed of the initial weights.
+        dtype: Floating dtype.
+        device: Where the weights live.
+
+    Example:
+        >>> network = VelocityNetwork(2, seed=0)
+        >>> network(torch.zeros(5, 2), torch.zeros(5, 1), torch.zeros(5, 0)).shape
+        torch.Size([5, 2])
+    """
+
+    frequencies: Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        condition_dim: int = 0,
+        *,
+        width: int = 128,
+        depth: int = 3,
+        seed: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """Draw the initial weights."""
+        super().__init__()
+        frequencies = math.pi * torch.arange(1, 5, dtype=dtype, device=device)
+        self.register_buffer("frequencies", frequencies, persistent=False)
+        sizes = (dim + condition_dim + 1 + 2 * len(frequencies), *[width] * depth, dim)
+        self.layers = perceptron(sizes, seed=seed, dtype=dtype, device=device)
+
+    def forward(self, points: Tensor, t: Tensor, conditions: Tensor) -> Tensor:
+        """Velocities ``(n, d)`` at points ``(n, d)``, times ``(n, 1)`` and conditions ``(n, c)``."""
+        angles = t * self.frequencies
+        return self.layers(torch.cat((points, conditions, t, angles.cos(), angles.sin()), 1))
+
+
+class FlowSampler(nn.Module):
+    """A random vector or field sampled by integrating a velocity with midpoint steps.
+
+    It satisfies the protocol of models: a deterministic map of conditions and latent codes, whose row for a sample is
+    the same bits in every batch on one machine.
+
+    Args:
+        velocity: Maps points, times and conditions to velocities, in standardised units.
+        mean: Mean of the data, shape ``(q,)``.
+        scale: Unit of each component, shape ``(q,)``.
+        condition_mean: Mean of the conditions, shape ``(c,)``.
+        condition_scale: Unit of each condition, shape ``(c,)``.
+        output_shape: Shape of one sample, of size ``q``.
+        steps: Number of midpoint steps, at least 1; two evaluations of the velocity each.
+
+    Example:
+        >>> still = lambda points, t, conditions: torch.zeros_like(points)
+        >>> one, none = torch.ones(3), torch.ones(0)
+        >>> sampler = FlowSampler(still, 5 * one, 0 * one, none, none, output_shape=(3,))
+        >>> sampler(torch.zeros(1, 0), NoiseStream(seed=0, start=0, stop=1))
+        tensor([[5., 5., 5.]])
+    """
+
+    mean: Tensor
+    scale: Tensor
+    condition_mean: Tensor
+    condition_scale: Tensor
+
+    def __init__(
+        self,
+        velocity: Callable[[Tensor, Tensor, Tensor], Tensor],
+        mean: Tensor,
+        scale: Tensor,
+        condition_mean: Tensor,
+        condition_scale: Tensor,
+        *,
+        output_shape: tuple[int, ...],
+        steps: int = 40,
+    ) -> None:
+        """Keep the velocity and the units."""
+        super().__init__()
+        if steps < 1:
+            raise ValueError(f"`steps` must be at least 1; got {steps}.")
+        if mean.numel() != math.prod(output_shape):
+            raise ValueError(
+                f"`output_shape` must have the {mean.numel()} components of `mean`; got {output_shape}."
+            )
+        self.velocity, self.steps, self.output_shape = velocity, steps, tuple(output_shape)
+        for name, value in (
+            ("mean", mean),
+            ("scale", scale),
+            ("condition_mean", condition_mean),
+            ("condition_scale", condition_scale),
+        ):
+            self.register_buffer(name, value.detach().clone())
+
+    @property
+    def input_dim(self) -> int:
+        """Number of conditions."""
+        return len(self.condition_mean)
+
+    @property
+    def latent_dim(self) -> int:
+        """Dimension of the base."""
+        return len(self.mean)
+
+    def transform(self, latent: Tensor, conditions: Tensor) -> Tensor:
+        """The map of latent codes ``(n, q)`` and conditions ``(n, c)`` to flat samples ``(n, q)``."""
+        known = (conditions - self.condition_mean) / self.condition_scale
+        points, dt = latent, 1 / self.steps
+        for step in range(self.steps):
+            t = latent.new_full((len(latent), 1), step * dt)
+            middle = points + 0.5 * dt * self.velocity(points, t, known)
+            points = points + dt * self.velocity(middle, t + 0.5 * dt, known)
+        return self.mean + self.scale * points
+
+    def forward(self, inputs: Tensor, noise: NoiseStream) -> Tensor:
+        """Generate: conditions ``(n, c)`` to samples ``(n, *output_shape)``, by the noise's latent codes."""
+        if not isinstance(inputs, Tensor):
+            raise TypeError(f"`inputs` must be a tensor; got {type(inputs).__name__}.")
+        if tuple(inputs.shape) != (len(noise), self.input_dim):
+            raise ValueError(
+                f"`inputs` must have shape ({len(noise)}, {self.input_dim}), one row of conditions per sample of the "
+                f"noise; got {tuple(inputs.shape)}."
+            )
+        mean = self.mean
+        latent = noise.normals(self.latent_dim, purpose=Purpose.LATENT, dtype=mean.dtype, device=mean.device)
+        return evaluate_in_blocks(self.transform, noise, latent, inputs.to(mean)).unflatten(
+            1, self.output_shape
+        )
+
+
+def train_flow(
+    data: Tensor,
+    *,
+    conditions: Tensor | None = None,
+    seed: int,
+    settings: FlowSettings | None = None,
+    interpolant: Interpolant | None = None,
+    checkpoint: str | Path | None = None,
+    progress: bool = True,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> tuple[FlowSampler, History]:
+    """Train a sampler of a random vector or field by conditional flow matching.
+
+    Each component is standardised; base and data are paired independently. Mini-batches, base points and times are
+    addressed by the iteration: training is a function of data, seed and settings, and resumes bit for bit.
+
+    Args:
+        data: Samples, shape ``(n, *output_shape)``, n at least 2.
+        conditions: Known inputs of each sample, shape ``(n, c)``; ``None`` trains an unconditional sampler.
+        seed: Seed of everything random.
+        settings: Network sizes, sampler steps and optimisation.
+        interpolant: Paths from base to data; ``None`` is the straight line.
+        checkpoint: File that holds the state of the training; where it exists and is of this training, training goes
+            on from it, and a finished one returns at once.
+        progress: Show a bar.
+        dtype: Dtype of the network.
+        device: Where to train.
+
+    Returns:
+        The sampler (moving average of the weights, frozen) and the history: lists ``iteration``, ``loss`` and
+        ``seconds``.
+
+    Raises:
+        ValueError: If data or conditions are unfit, or the checkpoint is unreadable or another training's.
+        TypeError: If data or conditions are not floating-point tensors.
+        RuntimeError: If the loss stops being finite.
+
+    Example:
+        >>> rows = NoiseStream(seed=0, start=0, stop=64).normals(2)
+        >>> settings = FlowSettings(batch=16, fit=FitSettings(iterations=2))
+        >>> sampler, history = train_flow(rows, seed=0, settings=settings, progress=False)
+        >>> sampler(torch.zeros(5, 0), NoiseStream(seed=1, start=0, stop=5)).shape
+        torch.Size([5, 2])
+
+    References:
+        Lipman et al. (2023), Flow matching for generative modeling. arXiv:2210.02747
+    """
+    settings = FlowSettings() if settings is None else settings
+    interpolant = Interpolant() if interpolant is None else interpolant
+    matrix, known = _samples(data, conditions)
+    units = [part.to(device=device, dtype=dtype) for part in (*_units(matrix), *_units(known))]
+    target = (matrix.to(units[0]) - units[0]) / units[1]
+    given = (known.to(units[0]) - units[2]) / units[3]
+    draw = _Draws(seed, settings.batch, target.shape, dtype, torch.device(device))
+
+    def loss(velocity: nn.Module, iteration: int) -> Tensor:
+        rows, base, t = draw(iteration)
+        return velocity_loss(velocity, interpolant, base, target[rows], t, given[rows])
+
+    network = VelocityNetwork(
+        target.shape[1],
+        given.shape[1],
+        width=settings.width,
+        depth=settings.depth,
+        seed=NoiseStream(seed, 0, 1).fork("velocity").seed,
+        dtype=dtype,
+        device=device,
+    )
+    identity = {name: value for name, value in asdict(settings).items() if name not in ("fit", "steps")}
+    identity |= {"seed": seed, "data": digest(data, conditions), "dtype": str(dtype)}
+    identity |= {"schedule": type(interpolant.schedule).__name__}
+    velocity, history = fit(
+        network,
+        loss,
+        settings=settings.fit,
+        identity=identity,
+        checkpoint=checkpoint,
+        progress=progress,
+        label="flow matching",
+    )
+    return FlowSampler(
+        velocity, *units, output_shape=tuple(data.shape[1:]), steps=settings.steps
+    ).eval(), history
+
+
+def _samples(data: Tensor, conditions: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Checked training data as float64 matrices, conditions with no columns for ``None``."""
+    for name, value in (("data", data), ("conditions", conditions)):
+        if value is None:
+            continue
+        if not isinstance(value, Tensor) or not value.dtype.is_floating_point:
+            got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            raise TypeError(f"`{name}` must be a floating-point tensor; got {got}.")
+        if value.ndim < 2 or (value.numel() == 0 and name == "data"):
+            raise ValueError(f"`{name}` must have shape (n, ...) and not be empty; got {tuple(value.shape)}.")
+        if not value.isfinite().all():
+            row = int((~value.flatten(1).isfinite()).any(1).nonzero()[0, 0])
+            raise ValueError(f"`{name}` must be finite; row {row} is not. Remove failed samples first.")
+    if len(data) < 2:
+        raise ValueError(f"`data` must hold at least two samples; got {len(data)}.")
+    matrix = data.detach().cpu().flatten(1).double()
+    if conditions is None:
+        return matrix, matrix.new_zeros(len(matrix), 0)
+    if conditions.ndim != 2 or len(conditions) != len(data):
+        raise ValueError(f"`conditions` must have shape ({len(data)}, c); got {tuple(conditions.shape)}.")
+    return matrix, conditions.detach().cpu().double()
+
+
+def _units(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each column; 1 for the deviation of a constant one."""
+    mean = matrix.mean(0)
+    deviation = (matrix - mean).square().mean(0).sqrt()
+    return mean, torch.where(deviation > 0, deviation, 1.0)
+
+
+class _Draws:
+    """The randomness of each iteration: mini-batch rows, base points and times."""
+
+    def __init__(
+        self, seed: int, batch: int, shape: torch.Size, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.seed, self.batch, self.dtype, self.device = seed, batch, dtype, device
+        self.num_rows, self.dim = shape
+        self.held: tuple[int, Tensor, Tensor, Tensor] | None = None
+
+    def __call__(self, iteration: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows ``(batch,)``, base points ``(batch, dim)`` and times ``(batch, 1)``."""
+        group, position = divmod(iteration, _AHEAD)
+        if self.held is None or self.held[0] != group:
+            self.held = (group, *self._draw(NoiseStream(self.seed, group * _AHEAD, (group + 1) * _AHEAD)))
+        _, rows, base, t = self.held
+        return rows[position], base[position], t[position]
+
+    def _draw(self, noise: NoiseStream) -> tuple[Tensor, Tensor, Tensor]:
+        """The draws of a group of iterations, which are the samples of the stream."""
+        where = {"purpose": Purpose.TRAINING, "device": self.device}
+        uniforms = noise.fork("rows").uniforms(self.batch, dtype=torch.float64, **where)
+        base = noise.fork("base").normals(self.batch * self.dim, dtype=self.dtype, **where)
+        t = noise.fork("time").uniforms(self.batch, dtype=self.dtype, **where)
+        return (uniforms * self.num_rows).long(), base.view(_AHEAD, self.batch, self.dim), t.unsqueeze(2)

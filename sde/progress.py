@@ -1,0 +1,89 @@
+"""Progress of a long loop on the terminal, with tqdm where it is installed and without it otherwise."""
+
+import sys
+import time
+from types import TracebackType
+from typing import Protocol, Self
+
+__all__ = ["Progress"]
+
+
+class _Bar(Protocol):
+    """What we use of a tqdm bar."""
+
+    def update(self, n: float = 1) -> object: ...
+
+    def set_postfix_str(self, s: str, refresh: bool = True) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Progress:
+    """A progress bar on standard error, as a context manager.
+
+    Args:
+        total: Number of steps of the loop.
+        label: What is being done.
+        start: Steps already done, by a run that is resumed.
+        show: ``False`` makes every call do nothing.
+
+    Example:
+        >>> with Progress(10, "training", show=False) as bar:
+        ...     bar.update(10, "done")
+    """
+
+    def __init__(self, total: int, label: str, *, start: int = 0, show: bool = True) -> None:
+        """Store what the bar will show; nothing is printed before the block is entered."""
+        self.total, self.label, self.start, self.show = total, label, start, show
+        self._bar: _Bar | None = None
+
+    def __enter__(self) -> Self:
+        """Open the bar."""
+        if self.show:
+            try:
+                from tqdm.auto import tqdm
+            except ImportError:
+                self._bar = _PlainBar(self.total, self.label, self.start)
+            else:
+                self._bar = tqdm(total=self.total, desc=self.label, initial=self.start, leave=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the bar; exceptions pass."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def update(self, steps: int, text: str = "") -> None:
+        """Advance by ``steps`` and show ``text`` behind the bar."""
+        if self._bar is None:
+            return
+        if text:
+            self._bar.set_postfix_str(text, refresh=False)
+        self._bar.update(steps)
+
+
+class _PlainBar:
+    """A line per tenth of the work, for machines without tqdm."""
+
+    def __init__(self, total: int, label: str, start: int) -> None:
+        """Start the clock."""
+        self.total, self.label, self.done, self.text = total, label, start, ""
+        self.began, self.shown = time.perf_counter(), -1
+
+    def set_postfix_str(self, s: str, refresh: bool = True) -> None:
+        """Remember the text of the next line."""
+        self.text = s
+
+    def update(self, n: float = 1) -> None:
+        """Print a line when another tenth is complete."""
+        self.done += int(n)
+        tenth = 10 * self.done // max(1, self.total)
+        if tenth > self.shown:
+            self.shown = tenth
+            seconds = time.perf_counter() - self.began
+            print(f"{self.label}: {self.done}/{self.total} in {seconds:.0f} s {self.text}", file=sys.stderr)
+
+    def close(self) -> None:
+        """Nothing is open."""
