@@ -57,8 +57,9 @@ def _lengths(value: float | Sequence[float]) -> tuple[float, ...]:
     return tuple(_positive("lengths", item) for item in values)
 
 
-def _scales(lengths: tuple[float, ...], dim: int) -> Tensor:
+def _scales(lengths: float | tuple[float, ...], dim: int) -> Tensor:
     """Correlation length of each of the ``dim`` axes."""
+    lengths = _lengths(lengths)
     if len(lengths) not in (1, dim):
         raise ValueError(
             f"`lengths` must hold 1 or {dim} values for points in {dim} dimensions; got {len(lengths)}."
@@ -66,7 +67,7 @@ def _scales(lengths: tuple[float, ...], dim: int) -> Tensor:
     return torch.tensor(lengths, dtype=torch.float64).expand(dim)
 
 
-def _distances(x: Tensor, y: Tensor, lengths: tuple[float, ...]) -> Tensor:
+def _distances(x: Tensor, y: Tensor, lengths: float | tuple[float, ...]) -> Tensor:
     """Distances in correlation lengths, by differences: exact zeros on the diagonal."""
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
         raise ValueError(
@@ -77,7 +78,9 @@ def _distances(x: Tensor, y: Tensor, lengths: tuple[float, ...]) -> Tensor:
     return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-def _gaussian_frequencies(lengths: tuple[float, ...], count: int, dim: int, noise: NoiseStream) -> Tensor:
+def _gaussian_frequencies(
+    lengths: float | tuple[float, ...], count: int, dim: int, noise: NoiseStream
+) -> Tensor:
     """Normals with standard deviation ``1 / length`` on each axis."""
     normals = noise.normals(count, purpose=Purpose.FIELD, channels=dim, dtype=torch.float64)
     return normals / _scales(lengths, dim)
@@ -136,7 +139,7 @@ class Matern:
 
     Args:
         lengths: Correlation length of all axes, or one per axis [unit of the coordinates]; positive.
-        smoothness: :math:`\nu` in (0, 50]; 0.5 is :class:`Exponential`, its limit :class:`SquaredExponential`.
+        smoothness: :math:`\nu` in (0, 50]; 0.5 is :class:`Exponential`, the limit squared-exponential.
         variance: Variance :math:`\sigma^2` at a point; positive.
 
     Raises:

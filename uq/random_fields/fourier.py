@@ -34,12 +34,13 @@ class RandomFourierFeatures:
         \omega_{ij} \sim \hat C, \quad b_{ij} \sim \mathcal{U}(0, 2\pi).
 
     Frequencies and phases are both noise, so mean and covariance are exact and stationary for any number of
-    features, at any points, without an eigenproblem. The field is Gaussian only in the limit: its kurtosis at a
-    point is ``3 - 1.5 / num_features``. For coefficients as inputs use :class:`FixedFourierFeatures`.
+    features, at any points, without an eigenproblem. The field is Gaussian only in the limit: its kurtosis at
+    a point is ``3 - 1.5 / num_features``. For coefficients as inputs use :class:`FixedFourierFeatures`.
 
     Args:
         covariance: Covariance of the field.
-        points: Where the field is wanted, shape ``(points, dim)``, in the dtype and on the device of the output.
+        points: Where the field is wanted, shape ``(points, dim)``, in the dtype and on the device of the
+            output.
         num_features: Number of cosines ``m``, at least 1; 100 or more for nearly Gaussian values.
 
     Raises:
@@ -125,7 +126,8 @@ class FixedFourierFeatures:
 
     Args:
         covariance: Covariance that the frequencies sample.
-        points: Where the field is wanted, shape ``(points, dim)``, in the dtype and on the device of the output.
+        points: Where the field is wanted, shape ``(points, dim)``, in the dtype and on the device of the
+            output.
         num_features: Number of frequencies ``m``, at least 1; the field has ``2 m`` coefficients.
         seed: Seed of the frequencies, in ``[0, 2**64)``.
         coefficients: Whether coefficients are noise or inputs.

@@ -1,5 +1,6 @@
 """Karhunen-Loeve expansion of a Gaussian random field on the points or cells of a mesh."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -38,8 +39,8 @@ class KarhunenLoeve:
         \text{ independent}.
 
     Build it with :meth:`from_covariance`. As a model, sample ``i`` takes its coefficients from
-    ``noise.normals(k, purpose=Purpose.FIELD)`` or from row ``i`` of the inputs. Two fields of one model must be
-    given forked streams, ``noise.fork("density")``.
+    ``noise.normals(k, purpose=Purpose.FIELD)`` or from row ``i`` of the inputs. Two fields of one model must
+    be given forked streams, ``noise.fork("density")``.
 
     Attributes:
         modes: :math:`\sqrt{\lambda_j}\,\varphi_j` at the points, shape ``(points, k)``.
@@ -193,24 +194,23 @@ def _eigenpairs(
     total: float,
 ) -> tuple[Tensor, Tensor]:
     """Largest eigenpairs of the weighted covariance, cut by number or energy, with signs fixed."""
-    size = len(points)
+    size, share = len(points), 1.0 if energy is None else energy
     start = NoiseStream(seed=0, start=0, stop=1).normals(size, purpose=Purpose.FIELD, dtype=torch.float64)[0]
     if size <= DENSE_POINTS:
         values, vectors = linalg.eigh(_block(covariance, points, points, root, root).numpy())
         values, vectors = values[::-1], vectors[:, ::-1]
     else:
-        operator = _operator(covariance, points, root)
+        operator = _CovarianceOperator(covariance, points, root)
+        operator = operator.stored() if size <= STORED_POINTS else operator
         count = num_modes if num_modes is not None else 32
         values, vectors = _lanczos(operator, count, start)
-        while energy is not None and values.sum() < energy * total:
+        while num_modes is None and values.sum() < share * total:
             count = 2 * count
             if count > size // 2:
-                raise RuntimeError(
-                    f"`energy` {energy} needs more than {size // 4} of {size} modes. Lower it."
-                )
+                raise RuntimeError(f"`energy` {share} needs more than {size // 4} of {size} modes. Lower it.")
             values, vectors = _lanczos(operator, count, start)
     if num_modes is None:
-        num_modes = min(size, int(np.searchsorted(np.cumsum(values), energy * total)) + 1)
+        num_modes = min(size, int(np.searchsorted(np.cumsum(values), share * total)) + 1)
     values, vectors = values[:num_modes], vectors[:, :num_modes]
     if values[-1] < -1e-10 * values[0]:
         raise RuntimeError(
@@ -224,24 +224,31 @@ def _block(covariance: Covariance, x: Tensor, y: Tensor, x_root: Tensor, y_root:
     return covariance(x, y) * x_root.unsqueeze(-1) * y_root
 
 
-def _operator(
-    covariance: Covariance, points: Tensor, root: Tensor
-) -> sparse_linalg.LinearOperator | np.ndarray:
-    """The weighted covariance as a matrix, or as an operator that recomputes blocks of rows."""
-    size = len(points)
-    rows = max(1, BLOCK_ENTRIES // size)
-    slices = [slice(first, first + rows) for first in range(0, size, rows)]
-    if size <= STORED_POINTS:
-        matrix = np.empty((size, size))
-        for part in slices:
-            matrix[part] = _block(covariance, points[part], points, root[part], root).numpy()
+class _CovarianceOperator(sparse_linalg.LinearOperator):
+    """The weighted covariance, recomputed in blocks of rows at each product."""
+
+    def __init__(self, covariance: Covariance, points: Tensor, root: Tensor) -> None:
+        super().__init__(np.dtype(np.float64), (len(points), len(points)))
+        self.covariance, self.points, self.root = covariance, points, root
+
+    def blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
+        """Slices of rows and the rows."""
+        size = len(self.points)
+        rows = max(1, BLOCK_ENTRIES // size)
+        for first in range(0, size, rows):
+            part = slice(first, first + rows)
+            block = _block(self.covariance, self.points[part], self.points, self.root[part], self.root)
+            yield part, block.numpy()
+
+    def _matvec(self, x: np.ndarray) -> np.ndarray:
+        return np.concatenate([block @ x for _, block in self.blocks()])
+
+    def stored(self) -> np.ndarray:
+        """The whole matrix."""
+        matrix = np.empty(self.shape)
+        for part, block in self.blocks():
+            matrix[part] = block
         return matrix
-
-    def apply(vector: np.ndarray) -> np.ndarray:
-        blocks = (_block(covariance, points[part], points, root[part], root).numpy() for part in slices)
-        return np.concatenate([block @ vector for block in blocks])
-
-    return sparse_linalg.LinearOperator((size, size), matvec=apply, dtype=np.float64)
 
 
 def _lanczos(

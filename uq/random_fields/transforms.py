@@ -135,7 +135,7 @@ class Lognormal:
         s^2 = \log(1 + \mathrm{cov}^2).
 
     The mean is ``mean`` everywhere, whatever the window or the truncation of ``g``. The coefficient of variation
-    is :math:`\sqrt{\exp(s^2\,\mathrm{Var}\,g) - 1}`: ``cov`` where ``g`` has variance 1, and 0 where a window is 0.
+    is :math:`\sqrt{\exp(s^2\,\mathrm{Var}\,g) - 1}`: ``cov`` where ``g`` has variance 1, 0 where a window is 0.
 
     Args:
         gaussian: Centred Gaussian field; of unit variance away from windows.
