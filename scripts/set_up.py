@@ -182,7 +182,7 @@ def make_venv(python: str, facts: dict, venv: Path) -> None:
 
 
 def torch_requirement(python: str) -> list[str]:
-    """What pip is asked for: the TORCH variable, else a build for this machine; nothing where conda has torch."""
+    """What pip is asked for: the TORCH variable, else a build for this machine, else nothing with conda."""
     if os.environ.get("TORCH"):
         return os.environ["TORCH"].split()
     if python.startswith(str(CONDA_ENV)):
@@ -196,8 +196,8 @@ def install(python: str, facts: dict, venv: Path, extras: str) -> None:
     constraints = STATE / f"constraints-{venv.name}.txt"
     numpy_1 = facts["dolfinx"] and facts["numpy"].startswith("1.")
     constraints.write_text(NUMPY_1 + "\n" if numpy_1 else "")
-    say(f"installing sdeuq[{extras}] into {venv.name}")
-    pip = [str(venv / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    say(f"installing sdeuq[{extras}] into {venv.name} (some minutes the first time)")
+    pip = [str(venv / "bin" / "python"), "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
     command = [*pip, "-c", str(constraints), *torch_requirement(python), "-e", f"{ROOT}[{extras}]"]
     if not run(command):
         raise SetUpError("pip could not install the dependencies (its message is above); is there a network?")
