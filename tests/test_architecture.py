@@ -57,13 +57,13 @@ def state():
         "excepthook": str(sys.excepthook),
     }
 
-before = state()
+present, before = set(sys.modules), state()
 for name in sys.argv[1:]:
     __import__(name)
 after = state()
 print(json.dumps({
     "changed": [key for key in before if before[key] != after[key]],
-    "loaded": sorted({name.partition(".")[0] for name in sys.modules}),
+    "loaded": sorted({name.partition(".")[0] for name in set(sys.modules) - present}),
 }))
 """
 
