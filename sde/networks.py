@@ -5,6 +5,7 @@ Initial weights come from a :class:`~sde.noise.NoiseStream` (torch's own layers 
 """
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +28,8 @@ def perceptron(
 ) -> nn.Sequential:
     r"""A dense network: linear layers of ``sizes`` with an activation between them.
 
-    Weights and biases of a layer with ``k`` inputs are uniform on :math:`\pm 1/\sqrt{k}`; layer ``l`` reads
-    sample ``l`` of the seed, purpose ``INITIALISATION``.
+    Weights of a layer with ``k`` inputs are uniform on :math:`\pm\sqrt{6/k}` and biases on :math:`\pm 1/\sqrt{k}`; layer
+    ``l`` reads sample ``l`` of the seed, purpose ``INITIALISATION``.
 
     Args:
         sizes: Widths from input to output, at least two, each at least 1.
@@ -49,13 +50,13 @@ def perceptron(
         torch.Size([5, 3])
 
     References:
-        LeCun, Bottou, Orr & Mueller (1998), Efficient BackProp, section 4.6. doi:10.1007/3-540-49430-8_2
+        He, Zhang, Ren & Sun (2015), Delving deep into rectifiers, section 2.2. doi:10.1109/ICCV.2015.123
     """
     if len(sizes) < 2 or min(sizes) < 1:
         raise ValueError(f"`sizes` must hold at least two widths of at least 1; got {tuple(sizes)}.")
     activation = nn.SiLU() if activation is None else activation
     layers: list[nn.Module] = []
-    for index, (fan_in, fan_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+    for index, (fan_in, fan_out) in enumerate(pairwise(sizes)):
         layer = nn.utils.skip_init(nn.Linear, fan_in, fan_out, dtype=dtype, device=device)
         weights = _initial_weights(seed, index, fan_in, fan_out)
         if zero_last and index == len(sizes) - 2:
@@ -71,7 +72,9 @@ def _initial_weights(seed: int, layer: int, fan_in: int, fan_out: int) -> Tensor
     """Weights and, as last column, biases of a layer, float64."""
     stream = NoiseStream(seed, layer, layer + 1)
     uniforms = stream.uniforms(fan_out * (fan_in + 1), purpose=Purpose.INITIALISATION, dtype=torch.float64)
-    return (2 * uniforms.view(fan_out, fan_in + 1) - 1) / fan_in**0.5
+    signed = (2 * uniforms.view(fan_out, fan_in + 1) - 1) / fan_in**0.5
+    signed[:, :fan_in] *= 6**0.5
+    return signed
 
 
 def evaluate_in_blocks(

@@ -24,18 +24,40 @@ References:
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import IntEnum
 
 import torch
 from torch import Tensor
 
-__all__ = ["MAX_CHANNELS", "Address", "normals", "philox4x32", "uniforms", "words"]
+__all__ = [
+    "MAX_CHANNELS",
+    "MAX_ELEMENTS",
+    "Address",
+    "Kind",
+    "fill",
+    "normals",
+    "philox4x32",
+    "uniforms",
+    "words",
+]
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)  # Salmon et al. (2011), table 2
 _WEYL = (0x9E3779B9, 0xBB67AE85)  # golden ratio and sqrt(3) - 1, as 32-bit fractions
 _LOW_ORDER = 1 << 31  # stream bit of the words that extend float32 numbers to float64
-MAX_CHANNELS = 1 << 27
+MAX_CHANNELS = 1 << 27  #: channels per purpose: bits 4 to 30 of the stream word
+MAX_ELEMENTS = 1 << 34  #: elements per sequence: four for each 32-bit cell
+_CELLS_AT_ONCE = 1 << 18  # bounds the memory of the reference: about 100 bytes per cell in float32
+
+
+class Kind(IntEnum):
+    """What is made of the words of an address."""
+
+    WORDS = 0  #: the 32-bit words themselves, as int64
+    UNIFORMS = 1
+    NORMALS = 2
+    LOW_WORDS = 3  #: the words that extend float32 numbers to float64, as int64
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,20 +150,52 @@ def normals(address: Address, dtype: torch.dtype, device: torch.device) -> Tenso
 
     Lanes pair as (0, 1) and (2, 3): with ``u`` from the first and ``t`` from the second,
     ``sqrt(-2 log u) * (cos 2 pi t, sin 2 pi t)``. All 32 (float64: 53) bits reach ``u``, so the largest value is
-    6.8 (8.7) standard deviations.
+    6.8 (8.7) standard deviations; the angle is reduced on the integers, so small sines lose nothing.
     """
     high = words(address, device)
     if dtype == torch.float32:
-        turns = high.to(dtype) * 2.0**-32
-        radius_uniform = turns + 2.0**-33
+        width, integers = 32, high
     else:
-        low = words(address, device, low_order=True)
-        turns = ((high << 21) | (low >> 11)).to(dtype) * 2.0**-53
-        radius_uniform = turns + 2.0**-54
-    radius = torch.sqrt(-2.0 * torch.log(radius_uniform[:, :, 0::2]))
-    angle = (2.0 * math.pi) * turns[:, :, 1::2]
-    pair = torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=3)  # (n, cells, 2, 2, channels)
+        width, integers = 53, (high << 21) | (words(address, device, low_order=True) >> 11)
+    radius_uniform = integers[:, :, 0::2].to(dtype) * 2.0**-width + 2.0 ** -(width + 1)
+    radius = torch.sqrt(-2.0 * torch.log(radius_uniform))
+    cosine, sine = _turn(integers[:, :, 1::2], width, dtype)
+    pair = torch.stack((radius * cosine, radius * sine), dim=3)  # (n, cells, 2, 2, channels)
     return _trim(pair.flatten(2, 3), address)
+
+
+def _turn(integers: Tensor, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of ``2 pi integers / 2**width``; the reduction to an eighth of a turn is exact."""
+    quadrant = (integers + (1 << (width - 3))) >> (width - 2)
+    rest = integers - (quadrant << (width - 2))
+    angle = rest.to(dtype) * (2.0 * math.pi * 2.0**-width)
+    cosine, sine = torch.cos(angle), torch.sin(angle)
+    odd = (quadrant & 1) == 1
+    turned_cosine, turned_sine = torch.where(odd, sine, cosine), torch.where(odd, cosine, sine)
+    return (
+        torch.where(((quadrant + 1) & 2) == 2, -turned_cosine, turned_cosine),
+        torch.where((quadrant & 2) == 2, -turned_sine, turned_sine),
+    )
+
+
+def fill(kind: Kind, address: Address, out: Tensor) -> None:
+    """Write a box of noise to ``out``, shape ``(num_samples, count, channels)``; any strides, any device.
+
+    Words need int64, uniforms and normals float32 or float64. Every implementation has a function of this form.
+    """
+    cells = (address.count // 4 + 2) * address.channels
+    rows = max(1, _CELLS_AT_ONCE // cells)
+    for begin in range(0, address.num_samples, rows):
+        end = min(begin + rows, address.num_samples)
+        ids = None if address.ids is None else address.ids[begin:end]
+        part = replace(address, start=address.start + begin, num_samples=end - begin, ids=ids)
+        if kind == Kind.NORMALS:
+            numbers = normals(part, out.dtype, out.device)
+        elif kind == Kind.UNIFORMS:
+            numbers = uniforms(part, out.dtype, out.device)
+        else:
+            numbers = _trim(words(part, out.device, low_order=kind == Kind.LOW_WORDS), part)
+        out[begin:end] = numbers
 
 
 def _trim(blocks: Tensor, address: Address) -> Tensor:

@@ -1,14 +1,15 @@
 """Noise streams: values that say where randomness lies, without holding any."""
 
 import hashlib
+import operator
 from dataclasses import dataclass, field
 from enum import IntEnum
 
 import torch
 from torch import Tensor
 
-from sde.noise import philox
-from sde.noise.philox import Address
+from sde.noise.backends import fill
+from sde.noise.philox import MAX_CHANNELS, MAX_ELEMENTS, Address, Kind
 
 __all__ = ["NoiseStream", "Purpose"]
 
@@ -38,7 +39,7 @@ class Purpose(IntEnum):
     USER = 15  #: whatever a user's own model needs
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class NoiseStream:
     """The randomness of samples ``start .. stop - 1`` of a seed: a value, not a generator.
 
@@ -49,7 +50,8 @@ class NoiseStream:
     Args:
         seed: Integer in ``[0, 2**64)``.
         start: Id of the first sample, at least 0.
-        stop: One past the id of the last sample, at most ``2**63``.
+        stop: One past the id of the last sample, at most ``2**63 - 1``.
+        ids: Ids of the samples where they are not consecutive; made by :meth:`select_ids`, not by hand.
 
     Raises:
         ValueError: If the seed or the range is out of bounds.
@@ -69,42 +71,76 @@ class NoiseStream:
     seed: int
     start: int
     stop: int
-    ids: Tensor | None = field(default=None, repr=False, compare=False)
+    ids: Tensor | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         for name in ("seed", "start", "stop"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"`{name}` must be an integer; got {type(value).__name__}.")
+            object.__setattr__(self, name, _integer(name, getattr(self, name)))
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"`seed` must lie in [0, 2**64); got {self.seed}.")
-        if not 0 <= self.start <= self.stop <= 2**63:
-            raise ValueError(f"`start` and `stop` must satisfy 0 <= start <= stop; got {self.start} and {self.stop}.")
+        if not 0 <= self.start <= self.stop < 2**63:
+            raise ValueError(
+                f"`start` and `stop` must satisfy 0 <= start <= stop < 2**63; got {self.start} and {self.stop}."
+            )
 
     def __len__(self) -> int:
         return self.stop - self.start if self.ids is None else len(self.ids)
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, NoiseStream):
+            return NotImplemented
+        if (self.seed, len(self)) != (other.seed, len(other)):
+            return False
+        if self.ids is None and other.ids is None:
+            return self.start == other.start
+        return torch.equal(self.sample_ids(), other.sample_ids())
+
+    def __hash__(self) -> int:
+        return hash((self.seed, len(self)))
+
     def __getitem__(self, rows: slice) -> "NoiseStream":
         """The samples at positions ``rows`` (a slice with step 1) of this stream."""
+        if not isinstance(rows, slice):
+            raise TypeError(
+                f"A noise stream is indexed by a slice; got {type(rows).__name__}. Use `select` for other choices."
+            )
         first, last, step = rows.indices(len(self))
         if step != 1:
-            raise ValueError(f"A noise stream is sliced with step 1; got {step}. Use `select` for other choices.")
+            raise ValueError(
+                f"A noise stream is sliced with step 1; got {step}. Use `select` for other choices."
+            )
         last = max(first, last)
         if self.ids is not None:
             return self.select_ids(self.ids[first:last])
         return NoiseStream(self.seed, self.start + first, self.start + last)
 
+    def sample_ids(self) -> Tensor:
+        """Global ids of the samples, int64, shape ``(n,)``."""
+        return torch.arange(self.start, self.stop) if self.ids is None else self.ids
+
     def select(self, positions: Tensor) -> "NoiseStream":
-        """The samples at ``positions`` (int64, shape ``(k,)``), in that order."""
-        base = torch.arange(self.start, self.stop) if self.ids is None else self.ids
-        return self.select_ids(base[positions.cpu()])
+        """The samples at ``positions`` (int64 in ``[0, n)``, shape ``(k,)``) of this stream, in that order."""
+        positions = _index_tensor("positions", positions)
+        if positions.numel() and not 0 <= int(positions.min()) <= int(positions.max()) < len(self):
+            raise ValueError(
+                f"`positions` must lie in [0, {len(self)}); got {int(positions.min())} to {int(positions.max())}."
+            )
+        return self.select_ids(positions + self.start if self.ids is None else self.ids[positions])
 
     def select_ids(self, ids: Tensor) -> "NoiseStream":
-        """The samples with global ``ids`` (int64, shape ``(k,)``) of this seed, in that order."""
-        return NoiseStream(self.seed, int(ids.min()) if len(ids) else 0, int(ids.max()) + 1 if len(ids) else 0, ids)
+        """The samples with global ``ids`` (int64, at least 0, shape ``(k,)``) of this seed, in that order."""
+        ids = _index_tensor("ids", ids)
+        if not ids.numel():
+            return NoiseStream(self.seed, self.start, self.start)
+        lowest, highest = int(ids.min()), int(ids.max())
+        if lowest < 0:
+            raise ValueError(f"`ids` must be at least 0; got {lowest}.")
+        return NoiseStream(self.seed, lowest, highest + 1, ids)
 
     def fork(self, tag: str) -> "NoiseStream":
         """An independent stream over the same samples, named by ``tag``: the same tag gives the same stream."""
+        if not isinstance(tag, str):
+            raise TypeError(f"`tag` must be a string; got {type(tag).__name__}.")
         digest = hashlib.blake2b(tag.encode(), digest_size=8, key=self.seed.to_bytes(8, "little"))
         return NoiseStream(int.from_bytes(digest.digest(), "little"), self.start, self.stop, self.ids)
 
@@ -121,10 +157,10 @@ class NoiseStream:
         """Standard normals: elements ``first .. first + count - 1`` of each sample's sequence.
 
         Args:
-            count: Number of elements.
+            count: Number of elements, at least 0.
             purpose: Row of the table of streams.
-            channels: Number of parallel sequences; ``None`` is channel 0 without a channel axis.
-            first: Index of the first element.
+            channels: Number of parallel sequences, at least 1; ``None`` is channel 0 without a channel axis.
+            first: Index of the first element, at least 0; ``first + count`` is at most ``2**34``.
             dtype: ``torch.float32`` or ``torch.float64``; ``None`` is torch's default dtype.
             device: Where the numbers are computed.
 
@@ -132,9 +168,11 @@ class NoiseStream:
             Shape ``(n, count)``, or ``(n, count, channels)`` where ``channels`` is given.
 
         Raises:
-            ValueError: If a size is out of range or the dtype is neither float32 nor float64.
+            ValueError: If a size is out of range, the purpose is not in the table, or the dtype is neither float32
+                nor float64.
+            TypeError: If a size is not an integer.
         """
-        return self._draw(philox.normals, count, purpose, channels, first, dtype, device)
+        return self._draw(Kind.NORMALS, count, purpose, channels, first, _real(dtype), device)
 
     def uniforms(
         self,
@@ -146,15 +184,87 @@ class NoiseStream:
         dtype: torch.dtype | None = None,
         device: torch.device | str = "cpu",
     ) -> Tensor:
-        """Uniforms in the open interval (0, 1); arguments and shapes as :meth:`normals`."""
-        return self._draw(philox.uniforms, count, purpose, channels, first, dtype, device)
+        """Uniforms in the open interval (0, 1); arguments, shapes and errors as :meth:`normals`."""
+        return self._draw(Kind.UNIFORMS, count, purpose, channels, first, _real(dtype), device)
 
-    def _draw(self, kind, count, purpose, channels, first, dtype, device) -> Tensor:  # noqa: ANN001
-        dtype = torch.get_default_dtype() if dtype is None else dtype
-        if dtype not in (torch.float32, torch.float64):
-            raise ValueError(f"`dtype` must be torch.float32 or torch.float64; got {dtype}.")
-        address = Address(
-            self.seed, self.start, len(self), int(purpose), first, count, 1 if channels is None else channels, 0, self.ids
+    def words(
+        self,
+        count: int,
+        *,
+        purpose: Purpose = Purpose.USER,
+        channels: int | None = None,
+        first: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> Tensor:
+        """32-bit words, as int64 in ``[0, 2**32)``; arguments, shapes and errors as :meth:`normals`.
+
+        Example:
+            >>> [f"{word:08x}" for word in NoiseStream(0, 0, 1).words(4, purpose=Purpose.WIENER)[0].tolist()]
+            ['6627e8d5', 'e169c58d', 'bc57ac4c', '9b00dbd8']
+        """
+        return self._draw(Kind.WORDS, count, purpose, channels, first, torch.int64, device)
+
+    def address(self, purpose: Purpose, first: int, count: int, channels: int) -> Address:
+        """The box of elements ``first .. first + count - 1`` of ``channels`` sequences, checked.
+
+        Raises:
+            ValueError: If a size is out of range or the purpose is not in the table.
+            TypeError: If a size is not an integer.
+        """
+        first, count, channels = (
+            _integer("first", first),
+            _integer("count", count),
+            _integer("channels", channels),
         )
-        numbers = kind(address, dtype, torch.device(device))
-        return numbers[..., 0] if channels is None else numbers
+        if count < 0 or first < 0 or first + count > MAX_ELEMENTS:
+            raise ValueError(
+                f"`first` and `count` must be at least 0 with first + count <= 2**34; got {first} and {count}."
+            )
+        if not 1 <= channels <= MAX_CHANNELS:
+            raise ValueError(f"`channels` must lie in [1, 2**27]; got {channels}.")
+        try:
+            row = Purpose(purpose)
+        except ValueError:
+            raise ValueError(f"`purpose` must be a row of the table `Purpose`; got {purpose!r}.") from None
+        return Address(self.seed, self.start, len(self), int(row), first, count, channels, 0, self.ids)
+
+    def _draw(
+        self,
+        kind: Kind,
+        count: int,
+        purpose: Purpose,
+        channels: int | None,
+        first: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+    ) -> Tensor:
+        """Allocate the numbers and fill them."""
+        address = self.address(purpose, first, count, 1 if channels is None else channels)
+        out = torch.empty((len(self), address.count, address.channels), dtype=dtype, device=device)
+        fill(kind, address, out)
+        return out[..., 0] if channels is None else out
+
+
+def _integer(name: str, value: object) -> int:
+    """A Python integer; NumPy's integers are taken too, booleans and floats are not."""
+    if isinstance(value, bool) or not hasattr(value, "__index__") or isinstance(value, Tensor):
+        raise TypeError(f"`{name}` must be an integer; got {type(value).__name__}.")
+    return operator.index(value)  # type: ignore[arg-type]
+
+
+def _index_tensor(name: str, value: Tensor) -> Tensor:
+    """A contiguous int64 vector on the CPU."""
+    if not isinstance(value, Tensor) or value.dtype != torch.int64:
+        given = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"`{name}` must be a tensor of dtype torch.int64; got {given}.")
+    if value.dim() != 1:
+        raise ValueError(f"`{name}` must have shape (k); got {tuple(value.shape)}.")
+    return value.detach().cpu().contiguous()
+
+
+def _real(dtype: torch.dtype | None) -> torch.dtype:
+    """The dtype of numbers, torch's default where none is given."""
+    dtype = torch.get_default_dtype() if dtype is None else dtype
+    if dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"`dtype` must be torch.float32 or torch.float64; got {dtype}.")
+    return dtype

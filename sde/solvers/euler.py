@@ -1,0 +1,47 @@
+"""The Euler--Maruyama scheme."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import ClassVar
+
+from torch import Tensor
+
+from sde.equation import SDE, Calculus, NoiseStructure
+from sde.solvers.interface import Increment, Orders
+
+__all__ = ["EulerMaruyama"]
+
+
+@dataclass(frozen=True, slots=True)
+class EulerMaruyama:
+    r"""Explicit Euler for Ito equations.
+
+    .. math:: X_{k+1} = X_k + f(t_k, X_k)\,h + g(t_k, X_k)\,\Delta W_k
+
+    Strong order 1/2, and 1 for additive noise; weak order 1. Coefficients must grow at most linearly: with a
+    superlinear drift the moments of the scheme diverge.
+
+    Example:
+        >>> EulerMaruyama().orders[NoiseStructure.DIAGONAL]
+        Orders(strong=0.5, weak=1.0)
+
+    References:
+        Kloeden & Platen (1992), sections 10.2 and 14.1. doi:10.1007/978-3-662-12616-5
+        Hutzenthaler, Jentzen & Kloeden (2011), theorem 1. doi:10.1098/rspa.2010.0348
+    """
+
+    calculus: ClassVar[Calculus] = Calculus.ITO
+    orders: ClassVar[Mapping[NoiseStructure, Orders]] = MappingProxyType(
+        {
+            NoiseStructure.DIAGONAL: Orders(0.5, 1.0),
+            NoiseStructure.SCALAR: Orders(0.5, 1.0),
+            NoiseStructure.ADDITIVE: Orders(1.0, 1.0),
+            NoiseStructure.GENERAL: Orders(0.5, 1.0),
+        }
+    )
+
+    def step(self, sde: SDE, time: Tensor, state: Tensor, dt: Tensor, increment: Increment) -> Tensor:
+        """The state at ``time + dt``, shape ``(n, d)``."""
+        noise = sde.product(sde.diffusion(time, state), increment.wiener)
+        return state + sde.drift(time, state) * dt + noise
