@@ -55,6 +55,8 @@ class WassersteinSettings:
         critic_depth: Number of the critic's hidden layers.
         extra_latent: Latent codes beyond those of the POD-Gaussian.
         average: Limit of the decay of the moving average of the generator's weights.
+        calibrate: Give the trained generator the mean and covariance of the data
+            (:meth:`uq.generator.WassersteinGenerator.calibrate`).
         log_every: Iterations between rows of the history.
         checkpoint_every: Iterations between checkpoints.
     """
@@ -74,12 +76,15 @@ class WassersteinSettings:
     critic_depth: int = 3
     extra_latent: int = 0
     average: float = 0.995
+    calibrate: bool = True
     log_every: int = 20
     checkpoint_every: int = 200
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be trained with."""
         for name, value in asdict(self).items():
+            if name == "calibrate":
+                continue
             whole = isinstance(WassersteinSettings.__dataclass_fields__[name].default, int)
             low = (
                 0
@@ -104,6 +109,7 @@ def train_wasserstein(
     data: Tensor,
     *,
     conditions: Tensor | None = None,
+    weights: Tensor | None = None,
     seed: int,
     settings: WassersteinSettings | None = None,
     checkpoint: str | Path | None = None,
@@ -115,13 +121,15 @@ def train_wasserstein(
 
     .. math:: \min_G \max_D \; E\,D(y, c) - E\,D(G(z, c), c) - \lambda\, E\bigl(\lVert\nabla D\rVert - 1\bigr)^2
 
-    Components are standardised for the critic, each with equal weight. The critic gap (the difference of the two means)
+    The critic sees standardised components times their weights. The critic gap (the difference of the two means)
     is a training signal, not an estimate of the Wasserstein distance; a gradient norm near 1 says that the penalty holds.
     With few samples the generator tends to be under-dispersed: compare standard deviations with held-out data.
 
     Args:
         data: Samples, shape ``(n, *output_shape)``, n at least 2.
         conditions: Known inputs of each sample, shape ``(n, c)``; ``None`` trains an unconditional generator.
+        weights: Weight of each component in the critic's metric, shape ``(q,)``, positive; only ratios matter. For
+            whitened modes their physical amplitudes are the natural choice; ``None`` gives all components weight 1.
         seed: Seed of everything random.
         settings: Network sizes and optimisation.
         checkpoint: File that holds the state of the training; where it exists and is of this training, training goes
@@ -150,8 +158,12 @@ def train_wasserstein(
         Gulrajani et al. (2017), algorithm 1. arXiv:1704.00028
     """
     settings = WassersteinSettings() if settings is None else settings
-    run = _Training(data, conditions, seed, settings, dtype, torch.device(device))
-    identity = asdict(settings) | {"seed": seed, "data": digest(data, conditions), "dtype": str(dtype)}
+    run = _Training(data, conditions, weights, seed, settings, dtype, torch.device(device))
+    identity = asdict(settings) | {
+        "seed": seed,
+        "data": digest(data, conditions, weights),
+        "dtype": str(dtype),
+    }
     if checkpoint is not None:
         state = load_checkpoint(checkpoint, _KIND, identity, device=device)
         if state is not None:
@@ -163,7 +175,10 @@ def train_wasserstein(
             finished = run.iteration == settings.iterations
             if checkpoint is not None and (finished or run.iteration % settings.checkpoint_every == 0):
                 save_checkpoint(checkpoint, _KIND, identity, run.state())
-    return run.average.eval().requires_grad_(False), run.history
+    generator = run.average.eval().requires_grad_(False)
+    if settings.calibrate:
+        generator.calibrate(data, conditions, seed=seed)
+    return generator, run.history
 
 
 _KIND = "Wasserstein training"
@@ -176,6 +191,7 @@ class _Training:
         self,
         data: Tensor,
         conditions: Tensor | None,
+        weights: Tensor | None,
         seed: int,
         settings: WassersteinSettings,
         dtype: torch.dtype,
@@ -190,6 +206,7 @@ class _Training:
             extra_latent=settings.extra_latent, seed=NoiseStream(seed, 0, 1).fork("generator").seed,
         )  # fmt: skip
         self.average = copy.deepcopy(self.generator)
+        self.weights = _relative(weights, matrix.shape[1]).to(device=device, dtype=dtype)
         sizes = (matrix.shape[1] + known.shape[1], *[settings.critic_width] * settings.critic_depth, 1)
         critic_seed = NoiseStream(seed, 0, 1).fork("critic").seed
         self.critic = perceptron(
@@ -213,7 +230,7 @@ class _Training:
         """What the critic sees of samples: standardised components, then standardised conditions."""
         base, generator = self.generator.base, self.generator
         known = (conditions - base.condition_mean) / generator.condition_scale
-        return torch.cat(((flat - base.mean) / generator.scale, known), 1)
+        return torch.cat(((flat - base.mean) * (self.weights / generator.scale), known), 1)
 
     def step(self) -> None:
         """One generator step and the critic steps before it."""
@@ -294,6 +311,18 @@ def _unit(matrix: Tensor) -> Tensor:
     """Standard deviation of each column, 1 where a column is constant."""
     deviation = (matrix - matrix.mean(0)).square().mean(0).sqrt()
     return torch.where(deviation > 0, deviation, 1.0)
+
+
+def _relative(weights: Tensor | None, size: int) -> Tensor:
+    """Weights of the components with a mean square of 1."""
+    if weights is None:
+        return torch.ones(size, dtype=torch.float64)
+    if weights.shape != (size,) or not bool(((weights > 0) & weights.isfinite()).all()):
+        raise ValueError(
+            f"`weights` must be {size} positive numbers; got shape {tuple(weights.shape)}, {weights}."
+        )
+    values = weights.detach().cpu().double()
+    return values / values.square().mean().sqrt()
 
 
 class _Draws:
