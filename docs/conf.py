@@ -17,7 +17,6 @@ release = installed_version("sdeuq")
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
-    "sphinx.ext.autosummary",
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
@@ -32,10 +31,8 @@ html_theme = "furo"
 html_title = "sdeuq"
 html_static_path: list[str] = []
 
-autosummary_generate = False
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
-autodoc_mock_imports = []
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
@@ -87,12 +84,24 @@ def own_names(module_name: str, taken: set[int]) -> list[str]:
     return fresh
 
 
+def summary(value: object) -> str:
+    """The first line of a docstring, up to the blank line."""
+    return " ".join((value.__doc__ or "").strip().split("\n\n")[0].split())
+
+
 def section(module_name: str, names: list[str], underline: str) -> list[str]:
-    """reStructuredText of one module: its text, a table of its names, then each name."""
+    """reStructuredText of one module: its text, a list of its names, then each name."""
     module = importlib.import_module(module_name)
-    lines = [module_name, underline * len(module_name), "", f".. automodule:: {module_name}", "   :no-members:", ""]
-    lines += [f".. currentmodule:: {module_name}", "", ".. autosummary::", "   :nosignatures:", ""]
-    lines += [f"   {name}" for name in names] + [""]
+    lines = [
+        module_name,
+        underline * len(module_name),
+        "",
+        f".. automodule:: {module_name}",
+        "   :no-members:",
+        "",
+    ]
+    lines += [f".. currentmodule:: {module_name}", ""]
+    lines += [f"* :obj:`{name}`: {summary(getattr(module, name))}" for name in names] + [""]
     for name in names:
         kind = "autoclass" if isinstance(getattr(module, name), type) else "autofunction"
         lines += [f".. {kind}:: {name}", *(["   :members:"] if kind == "autoclass" else []), ""]

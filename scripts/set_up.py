@@ -50,10 +50,11 @@ def say(message: str) -> None:
     print(f"set-up: {message}", flush=True)
 
 
-def run(command: list[str], *, quiet: bool = False) -> bool:
-    """Whether a command succeeds; its output goes to the terminal unless it is to be quiet."""
-    output = subprocess.DEVNULL if quiet else None
-    return subprocess.run(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output).returncode == 0
+def run(command: list[str], *, quiet: bool = False, silent: bool = False) -> bool:
+    """Whether a command succeeds; ``quiet`` keeps its chatter from the terminal, ``silent`` its complaints too."""
+    out = subprocess.DEVNULL if quiet or silent else None
+    err = subprocess.DEVNULL if silent else None
+    return subprocess.run(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err).returncode == 0
 
 
 def probe(python: str) -> dict | None:
@@ -101,7 +102,7 @@ def as_root() -> list[str] | None:
     """The prefix that runs a command as root without asking; None where there is none."""
     if os.geteuid() == 0:
         return []
-    if shutil.which("sudo") and run(["sudo", "-n", "true"], quiet=True):
+    if shutil.which("sudo") and run(["sudo", "-n", "true"], silent=True):
         return ["sudo", "-n"]
     return None
 
@@ -114,10 +115,14 @@ def apt_install(packages: list[str]) -> bool:
     if prefix is None:
         say(f"no right to install packages; you may run: sudo apt-get install {' '.join(packages)}")
         return False
-    say(f"installing {' '.join(packages)} with apt")
+    say(f"installing {' '.join(packages)} with apt (some minutes)")
     environment = [*prefix, "env", "DEBIAN_FRONTEND=noninteractive"]
-    run([*environment, "apt-get", "update", "-qq"])  # a mirror that fails may not matter: the next line tells
-    return run([*environment, "apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages])
+    run(
+        [*environment, "apt-get", "update", "-qq"], quiet=True
+    )  # a mirror that fails may not matter: the next line tells
+    return run(
+        [*environment, "apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages], quiet=True
+    )
 
 
 def conda_create() -> bool:
@@ -173,7 +178,7 @@ def make_venv(python: str, facts: dict, venv: Path) -> None:
     say(f"creating {venv.name} on Python {version} ({python})")
     options = ["--system-site-packages"] if facts["dolfinx"] else []
     command = [python, "-m", "venv", *options, str(venv)]
-    if not run(command, quiet=True):
+    if not run(command, silent=True):
         shutil.rmtree(venv, ignore_errors=True)
         if not (apt_install([f"python{version}-venv"]) and run(command)):
             shutil.rmtree(venv, ignore_errors=True)
@@ -187,7 +192,7 @@ def torch_requirement(python: str) -> list[str]:
         return os.environ["TORCH"].split()
     if python.startswith(str(CONDA_ENV)):
         return []
-    gpu = shutil.which("nvidia-smi") and run(["nvidia-smi", "-L"], quiet=True)
+    gpu = shutil.which("nvidia-smi") and run(["nvidia-smi", "-L"], silent=True)
     return ["torch>=2.11"] if gpu else [TORCH_WITHOUT_GPU]
 
 
