@@ -51,7 +51,7 @@ def say(message: str) -> None:
 
 
 def run(command: list[str], *, quiet: bool = False, silent: bool = False) -> bool:
-    """Whether a command succeeds; ``quiet`` keeps its chatter from the terminal, ``silent`` its complaints too."""
+    """Whether a command succeeds; ``quiet`` drops its chatter, ``silent`` its complaints too."""
     out = subprocess.DEVNULL if quiet or silent else None
     err = subprocess.DEVNULL if silent else None
     return subprocess.run(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err).returncode == 0
@@ -116,13 +116,9 @@ def apt_install(packages: list[str]) -> bool:
         say(f"no right to install packages; you may run: sudo apt-get install {' '.join(packages)}")
         return False
     say(f"installing {' '.join(packages)} with apt (some minutes)")
-    environment = [*prefix, "env", "DEBIAN_FRONTEND=noninteractive"]
-    run(
-        [*environment, "apt-get", "update", "-qq"], quiet=True
-    )  # a mirror that fails may not matter: the next line tells
-    return run(
-        [*environment, "apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages], quiet=True
-    )
+    apt = [*prefix, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-qq"]
+    run([*apt, "update"], quiet=True)  # a mirror that fails may not matter: the next line tells
+    return run([*apt, "install", "-y", "--no-install-recommends", *packages], quiet=True)
 
 
 def conda_create() -> bool:

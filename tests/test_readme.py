@@ -23,12 +23,7 @@ def test_documented_code_runs_and_warns_of_nothing(code, tmp_path):
     """Each block is a program of its own, as for the reader who copies it."""
     script = tmp_path / "snippet.py"
     script.write_text(code)
-    environment = {
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-        "MPLBACKEND": "agg",
-        "PATH": "/usr/bin:/bin",
-    }
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
     run = subprocess.run(
         [sys.executable, "-W", "error", str(script)],
         capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=120,
