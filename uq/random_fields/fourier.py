@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from sde.networks import evaluate_in_blocks
 from sde.noise import NoiseStream, Purpose
 from sde.shapes import check_shapes
 from uq.random_fields.covariance import Covariance
@@ -182,18 +183,22 @@ class FixedFourierFeatures:
     def field(self, coefficients: Tensor) -> Tensor:
         """Fields of given coefficients ``(n, 2 m)``: shape ``(n, points)``, differentiable in them."""
         check_shapes(coefficients=(coefficients, f"n {2 * self.num_features}"))
+        features = self._features()
+        return coefficients.to(features) @ features.mT
+
+    def _features(self) -> Tensor:
+        """The field of each coefficient, shape ``(points, 2 m)``."""
         stream = NoiseStream(self.seed, 0, 1)
         frequencies = self.covariance.frequencies(self.num_features, self.points.shape[1], stream)[0]
         phases = self.points @ frequencies.to(self.points).mT
-        features = torch.cat([phases.cos(), phases.sin()], -1) * math.sqrt(
-            self.covariance.variance / self.num_features
-        )
-        return coefficients.to(features) @ features.mT
+        scale = math.sqrt(self.covariance.variance / self.num_features)
+        return torch.cat([phases.cos(), phases.sin()], -1) * scale
 
     def __call__(self, inputs: Tensor, noise: NoiseStream) -> Tensor:
         """Fields of samples: inputs ``(n, input_dim)`` to ``(n, points)``."""
         check_shapes(inputs=(inputs, f"{len(noise)} {self.input_dim}"))
-        if self.coefficients is Coefficients.INPUTS:
-            return self.field(inputs)
-        kind = {"dtype": self.points.dtype, "device": self.points.device}
-        return self.field(noise.normals(2 * self.num_features, purpose=Purpose.FIELD, **kind))
+        features, values = self._features(), inputs
+        if self.coefficients is Coefficients.NOISE:
+            kind = {"dtype": features.dtype, "device": features.device}
+            values = noise.normals(2 * self.num_features, purpose=Purpose.FIELD, **kind)
+        return evaluate_in_blocks(lambda rows: rows @ features.mT, noise, values.to(features))

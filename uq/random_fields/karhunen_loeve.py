@@ -10,6 +10,7 @@ from scipy import linalg
 from scipy.sparse import linalg as sparse_linalg
 from torch import Tensor
 
+from sde.networks import evaluate_in_blocks
 from sde.noise import NoiseStream, Purpose
 from sde.shapes import check_shapes
 from uq.random_fields.covariance import Covariance
@@ -156,10 +157,11 @@ class KarhunenLoeve:
     def __call__(self, inputs: Tensor, noise: NoiseStream) -> Tensor:
         """Fields of samples: inputs ``(n, input_dim)`` to ``(n, points)``."""
         check_shapes(inputs=(inputs, f"{len(noise)} {self.input_dim}"))
-        if self.coefficients is Coefficients.INPUTS:
-            return self.field(inputs)
-        kind = {"dtype": self.modes.dtype, "device": self.modes.device}
-        return self.field(noise.normals(self.num_modes, purpose=Purpose.FIELD, **kind))
+        dtype, device = self.modes.dtype, self.modes.device
+        values = inputs
+        if self.coefficients is Coefficients.NOISE:
+            values = noise.normals(self.num_modes, purpose=Purpose.FIELD, dtype=dtype, device=device)
+        return evaluate_in_blocks(self.field, noise, values.to(device, dtype))
 
 
 def _check_arguments(

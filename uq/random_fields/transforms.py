@@ -134,8 +134,9 @@ class Lognormal:
     .. math:: E(x) = m \exp\bigl(s\,g(x) - \tfrac12 s^2\,\mathrm{Var}\,g(x)\bigr), \qquad
         s^2 = \log(1 + \mathrm{cov}^2).
 
-    The mean is ``mean`` everywhere, whatever the window or the truncation of ``g``. The coefficient of variation
-    is :math:`\sqrt{\exp(s^2\,\mathrm{Var}\,g) - 1}`: ``cov`` where ``g`` has variance 1, 0 where a window is 0.
+    The mean is ``mean`` everywhere, whatever the window or the truncation of ``g``. The coefficient of
+    variation is :math:`\sqrt{\exp(s^2\,\mathrm{Var}\,g) - 1}`: ``cov`` where ``g`` has variance 1, and 0
+    where a window is 0.
 
     Args:
         gaussian: Centred Gaussian field; of unit variance away from windows.
