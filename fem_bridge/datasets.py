@@ -5,10 +5,10 @@ import json
 import os
 import platform
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Executor, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from sde.noise import NoiseStream
+from sde.progress import Progress
 
 __all__ = ["Ensemble", "EnsembleSource", "Split", "build_ensemble"]
 
@@ -45,7 +46,7 @@ class EnsembleSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Which samples train, which choose, which judge: disjoint ranges of sample indices, fixed with the ensemble.
+    """Which samples train, which choose, which judge: disjoint ranges of indices, fixed with the ensemble.
 
     Example:
         >>> Split(train=range(0, 800), test=range(800, 1200))
@@ -63,7 +64,7 @@ class Split:
             if part.step != 1:
                 raise ValueError(f"`{name}` must be a range with step 1; got {part}.")
         filled = sorted((p.start, p.stop, name) for name, p in parts.items() if len(p))
-        for (_, stop, left), (start, _, right) in zip(filled, filled[1:], strict=False):
+        for (_, stop, left), (start, _, right) in pairwise(filled):
             if start < stop:
                 raise ValueError(f"`{right}` must not overlap `{left}`; both hold sample {start}.")
 
@@ -89,10 +90,9 @@ class Ensemble:
         manifest: Provenance: description of the source, seed, batch, split, versions.
 
     Example:
-        >>> Ensemble.open("nowhere")
-        Traceback (most recent call last):
-            ...
-        FileNotFoundError: `folder` must hold an ensemble; nowhere has no ensemble.json. Build it with build_ensemble().
+        >>> ensemble = Ensemble.open("out/runs")  # doctest: +SKIP
+        >>> ensemble.load("traces", ensemble.split.train).shape  # doctest: +SKIP
+        torch.Size([800, 401, 98])
     """
 
     folder: Path
@@ -109,7 +109,8 @@ class Ensemble:
         path = Path(folder) / _MANIFEST
         if not path.exists():
             raise FileNotFoundError(
-                f"`folder` must hold an ensemble; {folder} has no {_MANIFEST}. Build it with build_ensemble()."
+                f"`folder` must hold an ensemble; {folder} has no {_MANIFEST}. "
+                "Build it with build_ensemble()."
             )
         try:
             manifest = json.loads(path.read_text())
@@ -195,11 +196,11 @@ def build_ensemble(
 ) -> Ensemble:
     """Run a full model for many samples and keep the records, resuming what an earlier call left.
 
-    Batches are aligned to multiples of ``batch`` and each becomes one file, moved in place when it is complete: a
-    run that was killed at any time continues to the same content. More samples may be asked for later.
+    Batches are aligned to multiples of ``batch`` and each becomes one file, moved in place when it is complete:
+    a run that was killed at any time continues to the same content. More samples may be asked for later.
 
     Args:
-        source: The model, e.g. :class:`fem_bridge.problems.FullModel`; it must pickle where there is an executor.
+        source: The model, e.g. :class:`fem_bridge.problems.FullModel`; an executor needs it to pickle.
         folder: Where the ensemble lies or shall lie.
         num_samples: Number of samples, at least 1.
         seed: Seed of inputs and noise.
@@ -226,9 +227,9 @@ def build_ensemble(
     present = {start: stop for start, stop, _ in _shards(folder)}
     missing = [(a, b) for a, b in _batches(num_samples, batch) if present.get(a, 0) < b]
     done = num_samples - sum(b - a for a, b in missing)
-    with _bar(num_samples, done, progress) as advance:
+    with Progress(num_samples, "full runs", start=done, show=progress) as bar:
         for count in _run_batches(source, folder, seed, missing, executor):
-            advance(count)
+            bar.update(count)
     _remove_short_shards(folder)
     return Ensemble.open(folder)
 
@@ -336,21 +337,6 @@ def _remove_short_shards(folder: Path) -> None:
         if start in longest:
             longest[start].unlink()
         longest[start] = path
-
-
-@contextmanager
-def _bar(total: int, done: int, show: bool) -> Iterator[Callable[[int], object]]:
-    """A progress bar: yields the function that advances it."""
-    if not show:
-        yield lambda _: None
-        return
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        yield lambda _: None
-        return
-    with tqdm(total=total, initial=done, desc="full runs", unit="run", smoothing=0.05) as bar:
-        yield bar.update
 
 
 def _read_shard(path: Path, name: str) -> np.ndarray:

@@ -20,7 +20,8 @@ _FORMAT = "sdeuq trace compression 1"
 class TraceSpace:
     """Where and when traces live: the instants, the interface nodes and the components at each of them.
 
-    A trace is an array ``(T, D)`` with ``D = P * c``: degree of freedom ``c * p + j`` is component ``j`` of node ``p``.
+    A trace is an array ``(T, D)`` with ``D = P * c``: degree of freedom ``c * p + j`` is component ``j`` of
+    node ``p``.
 
     Attributes:
         times: Instants, shape ``(T,)`` [time].
@@ -56,9 +57,9 @@ class TimeCompression:
 
     .. math:: u(t_j) \approx \sum_s B_{js}\, u(t_{ks}),
 
-    with ``B`` the not-a-knot cubic spline through the stored instants (the last instant is always stored). Valid
-    while several stored instants fall into the shortest pulse: six of them leave an error of about 4e-4 and three
-    leave 2 %.
+    with ``B`` the not-a-knot cubic spline through the stored instants (the last instant is always stored).
+    Valid while several stored instants fall into the shortest pulse: six of them leave an error of about 4e-4
+    and three leave 2 %.
 
     Args:
         times: Strictly increasing instants, shape ``(T,)`` with ``T >= 4``.
@@ -83,6 +84,7 @@ class TimeCompression:
     stride: int
 
     def __post_init__(self) -> None:
+        """Check instants and stride."""
         check_shapes(times=(self.times, "T"))
         if not bool((self.times.diff() > 0).all()):
             raise ValueError("`times` must increase strictly. Sort the instants and remove repeated ones.")
@@ -143,10 +145,10 @@ class TraceCompression:
 
     .. math:: u \approx B\Bigl(\bar u + \sum_{k=1}^{q} \sigma_k \xi_k \phi_k\Bigr),
 
-    where :math:`\phi_k` are the left singular vectors of the centred training histories (stored instants), and
-    :math:`\sigma_k` the standard deviation of the coefficient of mode ``k``: the :math:`\xi_k` have zero mean, unit
-    variance and no correlation over the training set. Waves compress badly: ask :meth:`errors` on held-out
-    histories before trusting a truncation.
+    where :math:`\phi_k` are the singular vectors of the centred training histories (stored instants), and
+    :math:`\sigma_k` the standard deviation of the coefficient of mode ``k``: the :math:`\xi_k` have zero mean,
+    unit variance and no correlation over the training set. Waves compress badly: ask :meth:`errors` on
+    held-out histories before trusting a truncation.
 
     Attributes:
         time: Compression in time.

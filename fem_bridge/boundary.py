@@ -1,0 +1,150 @@
+"""Random boundary conditions of a zone of interest, learned from the traces of full-model runs."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fem_bridge.traces import TraceCompression
+from sde.networks import evaluate_in_blocks
+from sde.noise import NoiseStream
+from sde.shapes import check_shapes
+from uq.model import Model
+from uq.training import WassersteinSettings, train_wasserstein
+
+__all__ = ["BoundaryGenerator", "Fit", "WassersteinFit", "train_boundary_generator"]
+
+Fit = Callable[[Tensor, Tensor | None], Model]
+"""Fits a generator: whitened coefficients ``(n, q)`` and conditions ``(n, c)`` or ``None`` to a model of rows."""
+
+_BLOCK = 16  # histories decoded at a time: few enough to fit in the cache, many enough for the matrix product
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BoundaryGenerator:
+    """Random interface histories: a model.
+
+    A generator of whitened mode coefficients followed by the linear decoder of a :class:`TraceCompression`. The
+    error against the full model has two parts that are to be reported apart: that of the compression, which
+    :meth:`TraceCompression.errors` measures, and that of the law of the coefficients.
+
+    Attributes:
+        compression: The decoder.
+        generator: Model of the coefficients: conditions ``(n, c)`` to ``(n, q)``.
+        dtype: Dtype of the histories.
+
+    Raises:
+        ValueError: If the generator does not give one coefficient per mode.
+
+    Example:
+        >>> from uq.baselines import PodGaussian
+        >>> traces = NoiseStream(0, 0, 30).normals(9 * 4, dtype=torch.float64).unflatten(1, (9, 4))
+        >>> times = torch.linspace(0, 1, 9, dtype=torch.float64)
+        >>> boundary = train_boundary_generator(traces, times, PodGaussian, stride=2, num_modes=5)
+        >>> boundary(torch.zeros(7, 0), NoiseStream(seed=1, start=0, stop=7)).shape
+        torch.Size([7, 9, 4])
+    """
+
+    compression: TraceCompression
+    generator: Model
+    dtype: torch.dtype = torch.float64
+
+    def __post_init__(self) -> None:
+        """Check that decoder and generator fit."""
+        if tuple(self.generator.output_shape) != (self.compression.num_modes,):
+            raise ValueError(
+                f"`generator` must give {self.compression.num_modes} coefficients, one per mode; "
+                f"it gives {tuple(self.generator.output_shape)}."
+            )
+
+    @property
+    def input_dim(self) -> int:
+        """Number of conditions."""
+        return self.generator.input_dim
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Instants and interface degrees of freedom ``(T, D)``."""
+        return (len(self.compression.time.times), self.compression.mean.shape[-1])
+
+    def __call__(self, inputs: Tensor, noise: NoiseStream) -> Tensor:
+        """Histories ``(n, T, D)`` for conditions ``(n, input_dim)``."""
+        check_shapes(inputs=(inputs, f"{len(noise)} {self.input_dim}"))
+        coefficients = self.generator(inputs, noise).to(self.dtype)
+        return evaluate_in_blocks(self.compression.decode, noise, coefficients, block=_BLOCK)
+
+
+@dataclass(frozen=True, slots=True)
+class WassersteinFit:
+    """Fit of a WGAN-GP to whitened coefficients, for :func:`train_boundary_generator`.
+
+    Attributes:
+        seed: Seed of everything random in the training.
+        settings: Network sizes and optimisation.
+        checkpoint: File to resume from, or ``None``.
+        progress: Show a bar.
+        history: Filled with the training's diagnostics.
+    """
+
+    seed: int
+    settings: WassersteinSettings = field(default_factory=WassersteinSettings)
+    checkpoint: Path | str | None = None
+    progress: bool = True
+    history: dict[str, list[float]] = field(default_factory=dict, compare=False)
+
+    def __call__(self, coefficients: Tensor, conditions: Tensor | None = None) -> Model:
+        """Train on coefficients ``(n, q)`` and conditions ``(n, c)``."""
+        generator, history = train_wasserstein(
+            coefficients,
+            conditions=conditions,
+            seed=self.seed,
+            settings=self.settings,
+            checkpoint=self.checkpoint,
+            progress=self.progress,
+            device=coefficients.device,
+        )
+        self.history.update(history)
+        return generator
+
+
+def train_boundary_generator(
+    traces: Tensor,
+    times: Tensor,
+    fit: Fit,
+    *,
+    conditions: Tensor | None = None,
+    stride: int = 4,
+    num_modes: int | None = None,
+    energy: float = 0.999,
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | str = "cpu",
+) -> BoundaryGenerator:
+    """Compress training traces and fit a generator to their coefficients.
+
+    Args:
+        traces: Interface histories of full-model runs, shape ``(n, T, D)``.
+        times: Their instants, shape ``(T,)``.
+        fit: What fits the law of the coefficients: :class:`WassersteinFit`, ``PodGaussian``, ``Bootstrap``, or
+            any callable with their signature.
+        conditions: Load parameters of the runs, shape ``(n, c)``, for a conditional generator; ``None`` for one
+            that draws from the law of all runs.
+        stride: Instants per stored instant.
+        num_modes: Number of modes; ``None`` takes as many as ``energy`` asks for.
+        energy: Share of the variance to keep.
+        dtype: Dtype of the generated histories.
+        device: Where to train.
+
+    Returns:
+        The generator of histories.
+
+    Raises:
+        ValueError: If shapes disagree or a number is out of range.
+    """
+    if conditions is not None:
+        check_shapes(traces=(traces, "n T D"), conditions=(conditions, "n c"))
+    compression = TraceCompression.fit(traces, times, stride=stride, num_modes=num_modes, energy=energy)
+    coefficients = compression.encode(traces).float().to(device)
+    known = None if conditions is None else conditions.float().to(device)
+    return BoundaryGenerator(compression, fit(coefficients, known), dtype)
