@@ -1,0 +1,1 @@
+"""Short scripts that read like the theory; each makes a figure and returns its numbers."""

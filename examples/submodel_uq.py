@@ -2,7 +2,8 @@
 # # Uncertainty quantification of a submodel driven by a WGAN-GP
 #
 # A structure $\Omega$ of random material is hit by a random impact; only a small **zone of interest**
-# $Z \subset \Omega$ matters. Given the displacement $g(t)$ on the interface $\Gamma$ between zone and rest, the zone
+# $Z \subset \Omega$ matters. Given the displacement $g(t)$ on the interface $\Gamma$ between zone and rest,
+# the zone
 # alone reproduces the full model to rounding,
 #
 # $$ M_Z \ddot u + K_Z u = 0 \ \text{in } Z, \qquad u = g \ \text{on } \Gamma, $$
@@ -15,11 +16,12 @@
 # 3. run **Monte Carlo on the submodel** driven by each sampler, to a stated standard error;
 # 4. judge everything against the held-out full-model runs, which no sampler has seen.
 #
-# Each step writes what it computes under the output folder and picks up what it finds there: a killed job continues
+# Each step writes what it computes under the output folder and picks up what it finds there: a killed job
+# continues
 # to the same numbers.
 
 # %%
-"""Main job: full finite-element runs, generators of boundary conditions, Monte Carlo on the submodel, a report."""
+"""Main job: full finite-element runs, generators of boundary conditions, Monte Carlo, a report."""
 
 import argparse
 import json
@@ -62,7 +64,7 @@ class Study:
         num_test: Full-model runs that judge them.
         num_modes: Modes kept of the interface histories.
         stride: Output instants per stored instant of a history.
-        half_width: Half width of the 95 % interval of each mean at which Monte Carlo stops, relative to the mean.
+        half_width: Relative half width of the 95 % interval of each mean at which Monte Carlo stops.
         wasserstein: Networks and optimisation of the WGAN-GP.
         flow: Network and optimisation of flow matching.
         device: Where networks are trained and the submodel is stepped.
@@ -173,7 +175,7 @@ def full_runs(study: Study, executor: Executor | None) -> Ensemble:
 def fit_generators(
     study: Study, runs: Ensemble
 ) -> tuple[dict[str, BoundaryGenerator], dict[str, float], dict[str, list[float]]]:
-    """Fit the generators to the training histories; returns them, their training times [s] and diagnostics."""
+    """Fit the generators to the training histories; also returns training times [s] and diagnostics."""
     traces = runs.load("traces", runs.split.train)
     wasserstein = WassersteinFit(
         study.noise_seed("wasserstein"), study.wasserstein, checkpoint=study.folder / "wasserstein.pt"
@@ -216,7 +218,8 @@ def fit_generators(
 # %% [markdown]
 # ## 3. Monte Carlo on the submodel
 #
-# The submodel is a deterministic map from addressed noise to quantities of interest; sample $i$ of a generator is the
+# The submodel is a deterministic map from addressed noise to quantities of interest; sample $i$ of a
+# generator is the
 # same history whatever the batch, the number of workers or the restart.
 
 
@@ -238,7 +241,8 @@ def submodel_monte_carlo(
 # %% [markdown]
 # ## 4. Judgement
 #
-# Scores on as many generated samples as there are training samples, beside the floor: training against held-out runs.
+# Scores on as many generated samples as there are training samples, beside the floor: training against
+# held-out runs.
 
 
 # %%
@@ -257,12 +261,15 @@ def judge(study: Study, runs: Ensemble, boundary: BoundaryGenerator, result: Mon
 
 
 def measure_costs(study: Study, boundary: BoundaryGenerator, training: dict[str, float]) -> Costs:
-    """Time a batch of full-model runs and a batch of generated submodel runs, side by side in this process."""
+    """Time a batch of full-model runs and one of generated submodel runs, side by side."""
     noise, full = NoiseStream(study.noise_seed("timing"), 0, 32), study.full_model
     submodel = Submodel(study.problem, boundary, study.assembler, device=study.device)
     inputs, many = full.draw(noise), NoiseStream(noise.seed, 0, 128)
     seconds = {}
-    for name, model, x, stream in (("full", full, inputs, noise), ("sub", submodel, torch.zeros(128, 0), many)):
+    for name, model, x, stream in (
+        ("full", full, inputs, noise),
+        ("sub", submodel, torch.zeros(128, 0), many),
+    ):
         model(x[:2], stream[:2])  # assemble and compile outside the clock
         began = time.perf_counter()
         model(x, stream)
@@ -286,13 +293,13 @@ def summarise(outcome: Outcome) -> dict[str, object]:
     """The numbers of ``summary.json``; ``docs/main_job.md`` says what each key holds."""
     study, costs = outcome.study, outcome.costs
     quantities = {name: c.mean("W1/sigma") for name, c in outcome.comparisons.items()}
-    error = {
-        name: float((100 * r.std_error / r.mean.abs()).max()) for name, r in outcome.monte_carlo.items()
-    }
+    error = {name: float((100 * r.std_error / r.mean.abs()).max()) for name, r in outcome.monte_carlo.items()}
     test = outcome.runs.load("traces", outcome.runs.split.test)
     return {
         "assembler": study.assembler.name,
-        "problem": "hard" if study.problem == ImpactProblem.hard(divisions=study.problem.divisions) else "easy",
+        "problem": "hard"
+        if study.problem == ImpactProblem.hard(divisions=study.problem.divisions)
+        else "easy",
         "seed": study.seed,
         "samples": {
             "full_train": study.num_train,
@@ -339,7 +346,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, object]:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Options of the job."""
     parser = argparse.ArgumentParser(prog="python -m examples.submodel_uq", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="small sizes: under two minutes, poor generators")
+    parser.add_argument(
+        "--quick", action="store_true", help="small sizes: under two minutes, poor generators"
+    )
     parser.add_argument("--hard", action="store_true", help="short pulses and a rough medium")
     parser.add_argument("--train", type=int, help="full-model runs for training")
     parser.add_argument("--test", type=int, help="held-out full-model runs")
@@ -391,7 +400,7 @@ def _assembler(name: str) -> Assembler:
 
 
 def _executor(options: argparse.Namespace) -> AbstractContextManager[Executor | None]:
-    """The executor of a name: spawned processes, a local Dask cluster, or the MPI processes that are there."""
+    """The executor of a name: spawned processes, a local Dask cluster, or the MPI processes there are."""
     if options.executor == "none" or options.device != "cpu":
         return nullcontext(None)
     if options.executor == "processes":
