@@ -1,7 +1,10 @@
 """Sphinx configuration: pages in Markdown, the API from docstrings, a gallery of the examples."""
 
 import importlib
+import importlib.util
+import inspect
 import pkgutil
+import re
 import sys
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -20,12 +23,10 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
-    "sphinx_gallery.gen_gallery",
 ]
 myst_enable_extensions = ["amsmath", "colon_fence", "dollarmath"]
 myst_heading_anchors = 3
-exclude_patterns = ["_build", "gallery/*.ipynb", "gallery/*.py", "gallery/*.json", "gallery/*.zip"]
-exclude_patterns += ["gallery/**/*.codeobj.json"]
+exclude_patterns = ["_build"]
 
 html_theme = "furo"
 html_title = "sdeuq"
@@ -36,22 +37,7 @@ autodoc_member_order = "bysource"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
-
-sphinx_gallery_conf = {
-    "examples_dirs": str(HERE.parent / "examples"),
-    "gallery_dirs": "gallery",
-    # The main job takes minutes, and spawned workers cannot import a script that the gallery runs.
-    "filename_pattern": r"(sde_monte_carlo|sobol_function)\.py$",
-    "ignore_pattern": r"__init__\.py$",
-    "download_all_examples": False,
-    "show_memory": False,
-    "remove_config_comments": True,
-    "plot_gallery": "True",
-    "min_reported_time": 10**6,
-    "abort_on_example_error": True,
-    "image_scrapers": ("matplotlib",),
-    "reset_modules": ("matplotlib",),
-}
+suppress_warnings = ["ref.python"]  # names in prose that several classes share
 
 PACKAGES = {
     "sde": "noise, equations, solvers, ensembles",
@@ -92,14 +78,8 @@ def summary(value: object) -> str:
 def section(module_name: str, names: list[str], underline: str) -> list[str]:
     """reStructuredText of one module: its text, a list of its names, then each name."""
     module = importlib.import_module(module_name)
-    lines = [
-        module_name,
-        underline * len(module_name),
-        "",
-        f".. automodule:: {module_name}",
-        "   :no-members:",
-        "",
-    ]
+    lines = [module_name, underline * len(module_name), ""]
+    lines += [inspect.cleandoc(module.__doc__ or ""), ""]
     lines += [f".. currentmodule:: {module_name}", ""]
     lines += [f"* :obj:`{name}`: {summary(getattr(module, name))}" for name in names] + [""]
     for name in names:
@@ -119,10 +99,46 @@ def write_api(_app: object) -> None:
             names = own_names(module, taken)
             if names:
                 page += section(module, names, "-")
-        file, text = folder / f"{package}.rst", "\n".join(page)
-        if not file.exists() or file.read_text() != text:
-            file.write_text(text)
+        write_if_changed(folder / f"{package}.rst", "\n".join(page))
+
+
+def write_gallery(_app: object) -> None:
+    """One page per example: its Markdown cells as text, its code as code, its figure where one is kept."""
+    folder = HERE / "gallery"
+    folder.mkdir(exist_ok=True)
+    names = [path.stem for path in sorted((HERE.parent / "examples").glob("[!_]*.py"))]
+    for name in names:
+        page = example_page(name, (HERE.parent / "examples" / f"{name}.py").read_text())
+        write_if_changed(folder / f"{name}.md", page)
+    header = (HERE / "gallery.md").read_text()
+    toctree = ["```{toctree}", ":maxdepth: 1", "", *names, "```", ""]
+    write_if_changed(folder / "index.md", header + "\n" + "\n".join(toctree))
+
+
+def example_page(name: str, source: str) -> str:
+    """Markdown of one example, whose cells begin with ``# %% [markdown]`` or ``# %%``."""
+    cells = re.split(r"^# %%(.*)\n", source, flags=re.MULTILINE)
+    page = []
+    for kind, cell in zip(["", *cells[1::2]], cells[0::2], strict=True):
+        if "markdown" in kind:
+            page.append(re.sub(r"^# ?", "", cell, flags=re.MULTILINE).strip())
+        elif cell.strip():
+            page.append(f"```python\n{cell.strip()}\n```")
+    if not page or not page[0].startswith("# "):
+        page.insert(0, f"# {name}")
+    figure = HERE / "images" / f"{name}.png"
+    if figure.exists():
+        page.insert(1, f"```{{image}} ../images/{name}.png\n:width: 100%\n```")
+    page.append(f"Run it: `python -m examples.{name}`.")
+    return "\n\n".join(page) + "\n"
+
+
+def write_if_changed(file: Path, text: str) -> None:
+    """Write a generated page; one that is the same keeps its date, so that it is not built again."""
+    if not file.exists() or file.read_text() != text:
+        file.write_text(text)
 
 
 def setup(app):
     app.connect("builder-inited", write_api)
+    app.connect("builder-inited", write_gallery)
