@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fem_bridge.assembly import Assembler, default_assembler
-from fem_bridge.dynamics import CentralDifference, simulate
+from fem_bridge.dynamics import CentralDifference, Integrator, simulate
 from fem_bridge.problems.elastodynamics import AssembledImpact, ImpactProblem, assemble
 from fem_bridge.problems.full_model import Output
 from sde.noise import NoiseStream
@@ -32,6 +32,7 @@ class Submodel:
         boundary: Model of interface histories [m]: inputs to ``(n, T, D)``.
         assembler: The finite-element code; DOLFINx where it is installed, else scikit-fem.
         output: What is returned.
+        integrator: Time integration scheme.
         dtype: Dtype of the time stepping.
         device: Where the time stepping runs.
 
@@ -43,6 +44,7 @@ class Submodel:
     boundary: Model
     assembler: Assembler = field(default_factory=default_assembler)
     output: Output = Output.RESPONSES
+    integrator: Integrator = CentralDifference()  # noqa: RUF009 - frozen
     dtype: torch.dtype = torch.float64
     device: str = "cpu"
 
@@ -108,7 +110,7 @@ class Submodel:
             parts.zone_system,
             modulus=modulus,
             times=self.problem.times,
-            integrator=CentralDifference(),
+            integrator=self.integrator,
             motion=traces.to(parts.device, parts.dtype),
             substeps=substeps,
             check_stability=False,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fem_bridge.assembly import Assembler, default_assembler
-from fem_bridge.dynamics import CentralDifference, simulate, substeps_for
+from fem_bridge.dynamics import CentralDifference, Integrator, simulate, substeps_for
 from fem_bridge.problems.elastodynamics import AssembledImpact, ImpactProblem, assemble
 from sde.noise import NoiseStream
 from sde.shapes import check_shapes
@@ -58,13 +58,14 @@ class FullModel:
     """The full finite-element model of an impact problem: a model, and the source of an ensemble.
 
     Inputs are the place [m], amplitude [Pa] and duration [s] of the impact; the material is noise (purpose
-    ``FIELD``). Stepping is by central difference, with as many steps between output instants as each sample's
-    material needs to be stable. It pickles as its fields: workers assemble once each.
+    ``FIELD``). An explicit integrator takes as many steps between output instants as each sample's material
+    needs to be stable. It pickles as its fields: workers assemble once each.
 
     Attributes:
         problem: The problem.
         assembler: The finite-element code; DOLFINx where it is installed, else scikit-fem.
         output: What is returned.
+        integrator: Time integration scheme.
         dtype: Dtype of the time stepping.
         device: Where the time stepping runs.
 
@@ -79,6 +80,7 @@ class FullModel:
     problem: ImpactProblem
     assembler: Assembler = field(default_factory=default_assembler)
     output: Output = Output.RESPONSES
+    integrator: Integrator = CentralDifference()  # noqa: RUF009 - frozen
     dtype: torch.dtype = torch.float64
     device: str = "cpu"
 
@@ -141,27 +143,26 @@ class FullModel:
             row = int((~inputs.isfinite()).any(1).nonzero()[0, 0])
             raise ValueError(f"`inputs` must be finite; row {row} is {inputs[row].tolist()}.")
         moduli = self.assembled.modulus(noise) if modulus is None else modulus
-        parts = [self._run(x, e) for x, e in zip(inputs.split(_BATCH), moduli.split(_BATCH), strict=True)]
+        rows = [slice(first, first + _BATCH) for first in range(0, len(inputs), _BATCH)]
+        parts = [self._run(inputs[part], moduli[part]) for part in rows]
         if not parts:
             shapes = (Output.ZONE, Output.TRACES, Output.RESPONSES)
             empty = (torch.zeros(0, *kind.shape(self.assembled), dtype=self.dtype) for kind in shapes)
             return ImpactRuns(*empty, substeps=torch.zeros(0, dtype=torch.int64))
-        return ImpactRuns(
-            *(
-                torch.cat([getattr(p, name) for p in parts])
-                for name in ("zone", "traces", "responses", "substeps")
-            )
-        )
+        names = ("zone", "traces", "responses", "substeps")
+        return ImpactRuns(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
 
     def _run(self, inputs: Tensor, modulus: Tensor) -> ImpactRuns:
         """Run a batch that fits in memory."""
         parts = self.assembled
-        substeps = substeps_for(parts.system, modulus, self.problem.time_step)
+        substeps = torch.ones(len(inputs), dtype=torch.int64)
+        if self.integrator.explicit:
+            substeps = substeps_for(parts.system, modulus, self.problem.time_step)
         trajectory = simulate(
             parts.system,
             modulus=modulus,
             times=self.problem.times,
-            integrator=CentralDifference(),
+            integrator=self.integrator,
             load=parts.load(inputs),
             substeps=substeps,
             observe=torch.from_numpy(parts.zone.parent_dofs),
@@ -186,6 +187,7 @@ class FullModel:
         return {
             "problem": asdict(self.problem),
             "assembler": self.assembler.name,
+            "integrator": type(self.integrator).__name__,
             "dtype": str(self.dtype),
             "inputs": dict(zip(inputs.names, inputs.units, strict=True)),
             "traces": {"unit": "m", "dofs": "2 * interface node + component"},
