@@ -72,23 +72,24 @@ def fit(
 ) -> tuple[nn.Module, History]:
     r"""Minimise an objective over the parameters of a model.
 
-    The loss is a function of the model and of the iteration, from which it takes its mini-batch and its noise:
-    nothing else is random, so a resumed run gives the same weights bit for bit on the same machine with the same
-    number of threads.
+    The loss is a function of the model and of the iteration, from which it takes its mini-batch and its
+    noise: nothing else is random, so a resumed run gives the same weights bit for bit on the same machine
+    with the same number of threads.
 
     Args:
         model: What is trained, in place.
         loss: Maps the model and the iteration to a scalar.
         settings: The optimisation.
-        identity: Whatever else decides the numbers (seed, digest of the data, sizes); a checkpoint of another identity
+        identity: Whatever else decides the numbers (seed, digest of the data, sizes); a checkpoint of another
+            identity
             is refused.
         checkpoint: File that holds the state; where it exists training goes on from it.
         progress: Show a bar.
         label: Name of the bar.
 
     Returns:
-        The moving average of the model, frozen, and the history: lists ``iteration``, ``loss`` (mean since the row
-        before) and ``seconds``.
+        The moving average of the model, frozen, and the history: lists ``iteration``, ``loss`` (mean since
+        the row before) and ``seconds``.
 
     Raises:
         ValueError: If the checkpoint is unreadable or another run's.

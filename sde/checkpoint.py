@@ -1,8 +1,8 @@
 """Checkpoints of long computations: written whole or not at all, read safely, refused when they are another run's.
 
-A checkpoint holds what kind of run wrote it, the identity of that run (its settings, its seed, the digest of its
-data) and its state. Resuming asks with the same identity and gets the state; any difference is an error that
-names it, so that two runs can never be mixed.
+A checkpoint holds what kind of run wrote it, the identity of that run (its settings, its seed, the digest of
+its data) and its state. Resuming asks with the same identity and gets the state; any difference is an error
+that names it, so that two runs can never be mixed.
 """
 
 import hashlib

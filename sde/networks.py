@@ -1,7 +1,8 @@
 """Dense networks whose weights and evaluation are addressed, for every package that learns.
 
-Initial weights come from a :class:`~sde.noise.NoiseStream` (torch's own layers would consume its global generator), and
-:func:`evaluate_in_blocks` makes a network's output for a sample independent of the batch it is asked in.
+Initial weights come from a :class:`~sde.noise.NoiseStream` (torch's own layers would consume its global
+generator), and :func:`evaluate_in_blocks` makes a network's output for a sample independent of the batch it
+is asked in.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +15,8 @@ from sde.noise import NoiseStream, Purpose
 
 __all__ = ["BLOCK", "ema_decay", "evaluate_in_blocks", "perceptron", "update_average"]
 
-BLOCK = 64  # rows per network call: measured 1.4 times the time per row of blocks of 256, little waste for one row
+# Rows per network call: 1.4 times the cost per row of blocks of 256, and little waste in a call for one row.
+BLOCK = 64
 
 
 def perceptron(
@@ -28,8 +30,8 @@ def perceptron(
 ) -> nn.Sequential:
     r"""A dense network: linear layers of ``sizes`` with an activation between them.
 
-    Weights of a layer with ``k`` inputs are uniform on :math:`\pm\sqrt{6/k}` and biases on :math:`\pm 1/\sqrt{k}`; layer
-    ``l`` reads sample ``l`` of the seed, purpose ``INITIALISATION``.
+    Weights of a layer with ``k`` inputs are uniform on :math:`\pm\sqrt{6/k}`, biases on
+    :math:`\pm 1/\sqrt{k}`; layer ``l`` reads sample ``l`` of the seed, purpose ``INITIALISATION``.
 
     Args:
         sizes: Widths from input to output, at least two, each at least 1.
@@ -82,8 +84,8 @@ def evaluate_in_blocks(
 ) -> Tensor:
     """Evaluate a row-wise function so that the row of a sample has the same bits in every batch.
 
-    Matrix products round differently for different numbers of rows. Here sample ``i`` always sits in row ``i % block``
-    of a call with exactly ``block`` rows, whoever its neighbours are; absent neighbours are rows of zeros.
+    Matrix products round differently for different numbers of rows. Here sample ``i`` always sits in row
+    ``i % block`` of a call with exactly ``block`` rows, whoever its neighbours are; absent ones are zeros.
 
     Args:
         function: Maps tensors ``(block, ...)`` to a tensor ``(block, ...)``, row by row.
@@ -127,8 +129,8 @@ def _occurrence(ids: Tensor) -> Tensor:
 def ema_decay(iteration: int, limit: float = 0.995) -> float:
     """Decay of the moving average of weights after ``iteration`` steps: ``min(limit, (1 + it) / (10 + it))``.
 
-    The warm-up forgets the initial weights: with a constant decay of 0.999 they would still weigh a quarter after
-    1400 steps.
+    The warm-up forgets the initial weights: with a constant decay of 0.999 they would still weigh a quarter
+    after 1400 steps.
 
     Example:
         >>> ema_decay(0), ema_decay(8), ema_decay(10**6)
@@ -139,6 +141,6 @@ def ema_decay(iteration: int, limit: float = 0.995) -> float:
 
 @torch.no_grad()
 def update_average(average: nn.Module, current: nn.Module, decay: float) -> None:
-    """Move the parameters of ``average`` towards ``current``: ``average = decay * average + (1 - decay) * current``."""
+    """Replace the parameters of ``average`` by ``decay * average + (1 - decay) * current``."""
     for mean, value in zip(average.parameters(), current.parameters(), strict=True):
         mean.lerp_(value, 1 - decay)

@@ -29,7 +29,7 @@ def check_samples(data: Tensor, conditions: Tensor | None = None) -> tuple[Tenso
         if not isinstance(value, Tensor) or not value.dtype.is_floating_point:
             got = value.dtype if isinstance(value, Tensor) else type(value).__name__
             raise TypeError(f"`{name}` must be a floating-point tensor; got {got}.")
-        if value.ndim < 2 or value.numel() == 0 and name == "data":
+        if value.ndim < 2 or (value.numel() == 0 and name == "data"):
             raise ValueError(
                 f"`{name}` must have shape (n, ...) with something in each row; got {tuple(value.shape)}."
             )
@@ -63,8 +63,8 @@ class PodGaussian(nn.Module):
     .. math:: y = \bar y + B\,(c - \bar c) + F z, \qquad z \sim N(0, I_r), \qquad F F^\top = \operatorname{Cov}(y - B c)
 
     where :math:`B` is the least-squares regression of the data on the conditions (absent without them) and
-    :math:`r \le \min(q, n - 1)`. Exact where the data are jointly Gaussian with the conditions; otherwise the best
-    that means and covariances can do.
+    :math:`r \le \min(q, n - 1)`. Exact where the data are jointly Gaussian with the conditions; otherwise the
+    best that means and covariances can do.
 
     Args:
         data: Samples, shape ``(n, *output_shape)``, n at least 2.
@@ -73,7 +73,7 @@ class PodGaussian(nn.Module):
         device: Where it is generated.
 
     Raises:
-        ValueError: If a value is not finite, shapes disagree, or there are no more samples than conditions + 1.
+        ValueError: If a value is not finite, shapes disagree, or the samples are too few for the conditions.
         TypeError: If data or conditions are not floating-point tensors.
 
     Example:
@@ -150,9 +150,10 @@ class PodGaussian(nn.Module):
 class Bootstrap(nn.Module):
     r"""Resampling of the training data themselves.
 
-    Without conditions, each sample is a training row drawn with equal probability. With them, it is a row drawn among the
-    ``neighbours`` training rows whose standardised conditions are nearest to those asked for. It cannot produce anything
-    new, but its marginal laws are the data's: a generator of a scalar law that loses to it has learned nothing.
+    Without conditions, each sample is a training row drawn with equal probability. With them, it is a row
+    drawn among the ``neighbours`` training rows whose standardised conditions are nearest to those asked for.
+    It cannot produce anything new, but its marginal laws are the data's: a generator of a scalar law that
+    loses to it has learned nothing.
 
     Args:
         data: Samples, shape ``(n, *output_shape)``, n at least 2.

@@ -2,14 +2,15 @@ r"""Wasserstein generator: a learned random vector or field, given as a model dr
 
 .. math:: G(z, c) = \underbrace{\bar y + B\,(c - \bar c) + F z_{1:r}}_{\text{POD-Gaussian}} + S\,f_\theta(z, c)
 
-The network :math:`f_\theta` starts at zero, so training starts from the Gaussian with the data's mean and covariance
-and has only the non-Gaussian part to learn. :func:`uq.training.train_wasserstein` trains it.
+The network :math:`f_\theta` starts at zero, so training starts from the Gaussian with the data's mean and
+covariance and has only the non-Gaussian part to learn. :func:`uq.training.train_wasserstein` trains it.
 
 References:
     Arjovsky, Chintala & Bottou (2017), Wasserstein generative adversarial networks. arXiv:1701.07875
-    Gulrajani, Ahmed, Arjovsky, Dumoulin & Courville (2017), Improved training of Wasserstein GANs. arXiv:1704.00028
-    Boukraichi, Akkari, Casenave & Ryckelynck (2021), Uncertainty quantification in a mechanical submodel driven by a
-    Wasserstein-GAN. arXiv:2110.13680
+    Gulrajani, Ahmed, Arjovsky, Dumoulin & Courville (2017), Improved training of Wasserstein GANs.
+    arXiv:1704.00028
+    Boukraichi, Akkari, Casenave & Ryckelynck (2021), Uncertainty quantification in a mechanical submodel
+    driven by a Wasserstein-GAN. arXiv:2110.13680
 """
 
 from collections.abc import Callable
@@ -27,13 +28,13 @@ __all__ = ["WassersteinGenerator", "gradient_penalty"]
 class WassersteinGenerator(nn.Module):
     r"""A POD-Gaussian plus a learned correction of the same latent codes.
 
-    A new generator is the POD-Gaussian exactly. It is a :class:`uq.model.Model`: sample ``i`` is the same bits in
-    every batch on one machine.
+    A new generator is the POD-Gaussian exactly. It is a :class:`uq.model.Model`: sample ``i`` is the same
+    bits in every batch on one machine.
 
     Args:
         base: The POD-Gaussian to correct; fixed.
-        scale: Unit of each component of the correction, shape ``(q,)``, positive; as a rule the data's standard
-            deviations.
+        scale: Unit of each component of the correction, shape ``(q,)``, positive; as a rule the data's
+            standard deviations.
         condition_scale: Unit of each condition, shape ``(c,)``, positive.
         width: Width of the hidden layers, at least 1.
         depth: Number of hidden layers, at least 1.
@@ -120,8 +121,9 @@ class WassersteinGenerator(nn.Module):
         .. math:: y \mapsto \bar y + T\,(y - m_G), \qquad
                   T = C_G^{-1/2} \bigl(C_G^{1/2} C\, C_G^{1/2}\bigr)^{1/2} C_G^{-1/2}
 
-        A Wasserstein generator trained on few samples is under-dispersed: shrinking towards the middle of the samples lowers
-        its distance to them. This removes that bias from the second moments and leaves the shape alone.
+        A Wasserstein generator trained on few samples is under-dispersed: shrinking towards the middle of the
+        samples lowers its distance to them. This removes that bias from the second moments and leaves the
+        shape alone.
 
         Args:
             data: The training samples, shape ``(n, *output_shape)``.
@@ -177,8 +179,8 @@ def gradient_penalty(
     .. math:: \frac1n \sum_i \bigl(\lVert \nabla D(\hat x_i) \rVert - 1\bigr)^2, \qquad
               \hat x_i = u_i x_i + (1 - u_i)\, G(z_i)
 
-    The norm is over everything the critic sees of a sample: with conditions appended to the columns, this is the full
-    penalty, which makes conditional laws converge too. A zero gradient has a finite derivative.
+    The norm is over everything the critic sees of a sample: with conditions appended to the columns, this is
+    the full penalty, which makes conditional laws converge too. A zero gradient has a finite derivative.
 
     Args:
         critic: Maps ``(n, q)`` to ``(n, 1)``, row by row (no batch normalisation).

@@ -1,9 +1,10 @@
 """Training of the Wasserstein generator with a gradient penalty: deterministic, watched, resumable.
 
-Mini-batches, latent codes and interpolation coefficients are addressed by the iteration (purpose ``TRAINING``, tags
-``rows``, ``latent`` and ``mix``), initial weights by the seed (``INITIALISATION``, tags ``generator`` and ``critic``). Training is
-therefore a function of data, seed and settings: killed and resumed from its checkpoint, it gives the same weights
-bit for bit on the same machine with the same number of threads.
+Mini-batches, latent codes and interpolation coefficients are addressed by the iteration (purpose
+``TRAINING``, tags ``rows``, ``latent`` and ``mix``), initial weights by the seed (``INITIALISATION``, tags
+``generator`` and ``critic``). Training is therefore a function of data, seed and settings: killed and resumed
+from its checkpoint, it gives the same weights bit for bit on the same machine with the same number of
+threads.
 """
 
 import copy
@@ -121,26 +122,29 @@ def train_wasserstein(
 
     .. math:: \min_G \max_D \; E\,D(y, c) - E\,D(G(z, c), c) - \lambda\, E\bigl(\lVert\nabla D\rVert - 1\bigr)^2
 
-    The critic sees standardised components times their weights. The critic gap (the difference of the two means)
-    is a training signal, not an estimate of the Wasserstein distance; a gradient norm near 1 says that the penalty holds.
-    With few samples the generator tends to be under-dispersed: compare standard deviations with held-out data.
+    The critic sees standardised components times their weights. The critic gap (the difference of the two
+    means) is a training signal, not an estimate of the Wasserstein distance; a gradient norm near 1 says that
+    the penalty holds. With few samples the generator tends to be under-dispersed: compare standard deviations
+    with held-out data.
 
     Args:
         data: Samples, shape ``(n, *output_shape)``, n at least 2.
         conditions: Known inputs of each sample, shape ``(n, c)``; ``None`` trains an unconditional generator.
-        weights: Weight of each component in the critic's metric, shape ``(q,)``, positive; only ratios matter. For
-            whitened modes their physical amplitudes are the natural choice; ``None`` gives all components weight 1.
+        weights: Weight of each component in the critic's metric, shape ``(q,)``, positive; only ratios
+            matter. For whitened modes their physical amplitudes are the natural choice; ``None`` gives all
+            components weight 1.
         seed: Seed of everything random.
         settings: Network sizes and optimisation.
-        checkpoint: File that holds the state of the training; where it exists and is of this training, training goes
-            on from it, and a finished one returns at once.
+        checkpoint: File that holds the state of the training; where it exists and is of this training,
+            training goes on from it, and a finished one returns at once.
         progress: Show a bar.
         dtype: Dtype of the networks.
         device: Where to train.
 
     Returns:
-        The generator (moving average of the weights, frozen) and the history: lists ``iteration``, ``critic_gap``,
-        ``gradient_norm``, ``critic_loss``, ``generator_loss`` and ``seconds`` of equal length.
+        The generator (moving average of the weights, frozen) and the history: lists ``iteration``,
+        ``critic_gap``, ``gradient_norm``, ``critic_loss``, ``generator_loss`` and ``seconds`` of equal
+        length.
 
     Raises:
         ValueError: If data or conditions are unfit, or the checkpoint is unreadable or another training's.

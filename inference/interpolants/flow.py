@@ -103,8 +103,8 @@ class VelocityNetwork(nn.Module):
 class FlowSampler(nn.Module):
     """A random vector or field sampled by integrating a velocity with midpoint steps.
 
-    It satisfies the protocol of models: a deterministic map of conditions and latent codes, whose row for a sample is
-    the same bits in every batch on one machine.
+    It satisfies the protocol of models: a deterministic map of conditions and latent codes, whose row for a
+    sample is the same bits in every batch on one machine.
 
     Args:
         velocity: Maps points, times and conditions to velocities, in standardised units.
@@ -206,8 +206,9 @@ def train_flow(
 ) -> tuple[FlowSampler, History]:
     """Train a sampler of a random vector or field by conditional flow matching.
 
-    Each component is standardised; base and data are paired independently. Mini-batches, base points and times are
-    addressed by the iteration: training is a function of data, seed and settings, and resumes bit for bit.
+    Each component is standardised; base and data are paired independently. Mini-batches, base points and
+    times are addressed by the iteration: training is a function of data, seed and settings, and resumes bit
+    for bit.
 
     Args:
         data: Samples, shape ``(n, *output_shape)``, n at least 2.
@@ -215,8 +216,8 @@ def train_flow(
         seed: Seed of everything random.
         settings: Network sizes, sampler steps and optimisation.
         interpolant: Paths from base to data; ``None`` is the straight line.
-        checkpoint: File that holds the state of the training; where it exists and is of this training, training goes
-            on from it, and a finished one returns at once.
+        checkpoint: File that holds the state of the training; where it exists and is of this training,
+            training goes on from it, and a finished one returns at once.
         progress: Show a bar.
         dtype: Dtype of the network.
         device: Where to train.

@@ -1,0 +1,209 @@
+"""The CPU kernel of central difference: compiled once with the system compiler, called through a C interface."""
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fem_bridge.dynamics.batch import Batch
+from fem_bridge.dynamics.internal_force import element_strains
+from fem_bridge.dynamics.loads import SeparableLoad
+from sde.noise.cpp import cache_directory
+
+__all__ = ["Library", "can_run", "load", "run"]
+
+_SOURCE = Path(__file__).with_name("central_difference.cpp")
+_FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fPIC", "-shared")
+_VARIANTS = (("-march=native", "-fopenmp"), ("-march=native",), ("-fopenmp",), ())  # best first
+_COMPILE_SECONDS = 120
+_VECTOR_BYTES = 32  # lanes of a block: as in the source
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """The outcome of loading the kernel.
+
+    Attributes:
+        handle: The loaded library, ``None`` where there is none.
+        reason: How it was compiled, or why it could not be.
+    """
+
+    handle: ctypes.CDLL | None
+    reason: str
+
+
+@functools.cache
+def load() -> Library:
+    """Compile the kernel if the cache lacks it, and load it; once in a process.
+
+    Returns:
+        The library, or the reason why there is none. Nothing is raised.
+    """
+    candidates = (os.environ.get("CXX"), "c++", "g++", "clang++")
+    compiler = next((found for name in candidates if name and (found := shutil.which(name))), None)
+    if compiler is None:
+        return Library(None, "no C++ compiler was found (looked for $CXX, c++, g++ and clang++)")
+    failures = []
+    for variant in _VARIANTS:
+        command = (compiler, *_FLAGS, *variant)
+        try:
+            handle = ctypes.CDLL(str(_compiled(command)))
+        except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+            failures.append(f"{' '.join(variant) or 'plain'}: {error}")
+        else:
+            return Library(handle, f"compiled by {' '.join(command)}")
+    return Library(None, "the C++ kernel did not compile; " + "; ".join(failures))
+
+
+def can_run(batch: Batch) -> bool:
+    """Whether the kernel covers a batch: on the CPU, without gradients, and with a separable load or none."""
+    covered = batch.load is None or isinstance(batch.load, SeparableLoad)
+    return covered and batch.system.device.type == "cpu" and not batch.needs_gradient and load().handle is not None
+
+
+def run(batch: Batch) -> Tensor:
+    """Integrate by central difference: observed displacements, shape ``(T, o, n)``.
+
+    Raises:
+        RuntimeError: If the kernel could not be compiled.
+    """
+    handle = load().handle
+    if handle is None:
+        raise RuntimeError(f"The kernel of central difference is missing: {load().reason}.")
+    system, n = batch.system, batch.num_samples
+    lanes = 1 if n == 1 else _VECTOR_BYTES // system.lumped_mass.element_size()
+    width = -(-n // lanes) * lanes
+    loaded, spatial, amplitude = _load_tables(batch, width)
+    history = system.lumped_mass.new_empty(0) if batch.history is None else _fill(batch.history, width)
+    shared = batch.modulus.ndim == 1
+    moduli = batch.modulus.detach().to(system.lumped_mass)
+    frames = system.lumped_mass.new_empty(batch.num_intervals + 1, len(batch.observe), width)
+    frames[0, :, :n] = batch.displacement[batch.observe]
+    state = [_blocks(_fill(column, width), lanes) for column in (batch.displacement, batch.velocity)]
+    arrays = [
+        *_element_tables(batch),
+        moduli.contiguous() if shared else _blocks(_fill(moduli.T, width), lanes),
+        batch.dt * system.inverse_mass,
+        *(spatial, amplitude, history),
+        *(*state, torch.zeros_like(state[0]), frames),
+    ]
+    driven = system.driven if batch.history is not None else system.driven[:0]
+    tables = [table.to(torch.int32).contiguous() for table in (_nodes(batch), loaded, driven, batch.observe)]
+    addresses = (ctypes.c_void_p * 11)(*(array.data_ptr() for array in arrays))
+    table_addresses = (ctypes.c_void_p * 4)(*(table.data_ptr() for table in tables))
+    for first, last in _pieces(batch):
+        counts = (len(loaded), len(driven), len(batch.observe), len(amplitude))
+        sizes = (system.num_dofs, system.num_cells, width, first * batch.substeps, last * batch.substeps)
+        status = handle.sdeuq_central_difference(
+            (ctypes.c_int64 * 10)(*sizes, batch.substeps, *counts),
+            table_addresses,
+            addresses,
+            ctypes.c_int64(lanes),
+            ctypes.c_double(batch.dt),
+            int(shared),
+            int(system.dtype == torch.float32),
+            torch.get_num_threads(),
+        )
+        if status:
+            raise RuntimeError(f"The kernel of central difference has no blocks of {lanes} samples.")
+        batch.tick(last - first)
+    return frames[:, :, :n]
+
+
+def _pieces(batch: Batch) -> list[tuple[int, int]]:
+    """Ranges of intervals, about twenty: a range is one call, and progress is shown in between."""
+    length = max(1, batch.num_intervals // 20)
+    return [(k, min(k + length, batch.num_intervals)) for k in range(0, batch.num_intervals, length)]
+
+
+def _nodes(batch: Batch) -> Tensor:
+    """Nodes of the cells, shape ``(C, 3)``."""
+    return torch.tensor(batch.system.operators.mesh.cells)
+
+
+def _element_tables(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Gradients of the second and third shape function and area of each cell, and the constants of elasticity."""
+    operators = batch.system.operators
+    strains = torch.tensor(element_strains(operators))
+    areas = torch.tensor(operators.areas)
+    gradients = torch.stack([strains[:, 0, 2], strains[:, 1, 3], strains[:, 0, 4], strains[:, 1, 5], areas], 1)
+    elasticity = torch.tensor(operators.elasticity)
+    constants = torch.stack([elasticity[0, 0], elasticity[0, 1], elasticity[2, 2]])
+    return gradients.to(batch.system.dtype).contiguous(), constants.to(batch.system.dtype)
+
+
+def _load_tables(batch: Batch, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Loaded degrees of freedom, their forces, and the pulse at each step until it ends."""
+    like = batch.system.lumped_mass
+    if not isinstance(batch.load, SeparableLoad):
+        return torch.empty(0, dtype=torch.int64), like.new_empty(0), like.new_empty(0)
+    spatial = batch.load.spatial.detach().to(like)
+    rows = torch.nonzero((spatial != 0).any(0))[:, 0]
+    steps = range(batch.num_intervals * batch.substeps)
+    amplitude = torch.stack([batch.load.pulse(batch.time(k)).detach().to(like) for k in steps])
+    acting = torch.nonzero((amplitude != 0).any(1))
+    length = int(acting[-1]) + 1 if len(acting) else 0
+    return rows, _fill(spatial[:, rows].T, width), _fill(amplitude[:length], width)
+
+
+def _fill(columns: Tensor, width: int) -> Tensor:
+    """Columns repeated from the last one up to a width, contiguous."""
+    missing = width - columns.shape[-1]
+    last = columns[..., -1:].expand(*columns.shape[:-1], missing)
+    return torch.cat([columns, last], -1).detach().contiguous()
+
+
+def _blocks(columns: Tensor, lanes: int) -> Tensor:
+    """A copy of ``(rows, width)`` as ``(blocks, rows, lanes)``."""
+    rows, width = columns.shape
+    return columns.reshape(rows, width // lanes, lanes).permute(1, 0, 2).contiguous().clone()
+
+
+def _compiled(command: tuple[str, ...]) -> Path:
+    """The kernel compiled by ``command``: from the cache, or compiled into it."""
+    version = subprocess.run([command[0], "--version"], capture_output=True, check=True, timeout=_COMPILE_SECONDS)
+    parts = (_SOURCE.read_bytes(), " ".join(command).encode(), version.stdout, _processor().encode())
+    digest = hashlib.blake2b(b"\0".join(parts), digest_size=16).hexdigest()
+    path = cache_directory() / f"central-difference-{digest}.so"
+    if path.exists():
+        return path
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _compile(command, path)
+    except PermissionError:  # a cache that cannot be written: compile for this process only
+        path = Path(tempfile.mkdtemp(prefix="sdeuq-")) / path.name
+        _compile(command, path)
+    return path
+
+
+def _compile(command: tuple[str, ...], path: Path) -> None:
+    """Compile to a temporary file beside ``path``, then move it into place in one step."""
+    descriptor, temporary = tempfile.mkstemp(suffix=".so", dir=path.parent)
+    os.close(descriptor)
+    try:
+        call = [*command, str(_SOURCE), "-o", temporary]
+        made = subprocess.run(call, capture_output=True, text=True, timeout=_COMPILE_SECONDS)
+        if made.returncode:
+            raise RuntimeError((made.stderr.strip().splitlines() or [f"{command[0]} returned {made.returncode}"])[0])
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def _processor() -> str:
+    """What ``-march=native`` depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}"
+    kept = {line.split(":")[0].strip(): line for line in lines if line.startswith(("model name", "flags", "Features"))}
+    return platform.machine() + " ".join(kept.values())
