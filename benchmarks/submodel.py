@@ -37,8 +37,12 @@ def _runs(
     return Submodel(problem, _Given(runs.traces), assembler, output=Output.ZONE), runs, noise
 
 
-def _error(zone: Tensor, runs: ImpactRuns) -> float:
-    return float(((zone - runs.zone).abs().amax((1, 2)) / runs.zone.abs().amax((1, 2))).max())
+def _error(submodel: Submodel, traces: Tensor, material: Tensor, runs: ImpactRuns) -> float:
+    """Largest error away from the driven nodes over the largest displacement there, worst sample."""
+    free = torch.ones(runs.zone.shape[-1], dtype=torch.bool)
+    free[torch.from_numpy(submodel.assembled.zone.interface_dofs)] = False
+    zone, exact = submodel.drive(traces, material)[..., free], runs.zone[..., free]
+    return float(((zone - exact).abs().amax((1, 2)) / exact.abs().amax((1, 2))).max())
 
 
 def equality(smoke: bool) -> Iterator[Figure]:
@@ -49,13 +53,13 @@ def equality(smoke: bool) -> Iterator[Figure]:
         submodel, runs, noise = _runs(_problem(smoke), assembler, 4)
         material = submodel.assembled.zone_modulus(noise)
         name = f"central difference, {assembler.name}"
-        yield at_most(f"{name}: error / max u", _error(submodel.drive(runs.traces, material), runs), 1e-12)
+        yield at_most(f"{name}: error / max u", _error(submodel, runs.traces, material, runs), 1e-12)
         wrong = runs.traces.clone()
         wrong[:, :, ::7] *= 1.01
-        yield at_least(f"{name}: control, 1 % on 1/7", _error(submodel.drive(wrong, material), runs), 1e-3)
+        yield at_least(f"{name}: control, 1 % on 1/7", _error(submodel, wrong, material, runs), 1e-3)
     submodel, runs, noise = _runs(_problem(smoke, window_width=0.0), SkfemAssembler(), 4)
     other = submodel.assembled.zone_modulus(noise.fork("other material"))
-    yield at_least("control, zone material redrawn", _error(submodel.drive(runs.traces, other), runs), 5e-2)
+    yield at_least("control, zone material redrawn", _error(submodel, runs.traces, other, runs), 5e-2)
 
 
 def _seconds(run: Callable[[], object], repeats: int) -> float:

@@ -17,7 +17,7 @@ from uq.training import WassersteinSettings, train_wasserstein
 __all__ = ["BoundaryGenerator", "Fit", "WassersteinFit", "train_boundary_generator"]
 
 Fit = Callable[[Tensor, Tensor | None], Model]
-"""Fits a generator: whitened coefficients ``(n, q)`` and conditions ``(n, c)`` or ``None`` to a model of rows."""
+"""Fits a generator: whitened coefficients ``(n, q)`` and conditions ``(n, c)`` or ``None`` to a model."""
 
 _BLOCK = 16  # histories decoded at a time: few enough to fit in the cache, many enough for the matrix product
 
@@ -26,8 +26,8 @@ _BLOCK = 16  # histories decoded at a time: few enough to fit in the cache, many
 class BoundaryGenerator:
     """Random interface histories: a model.
 
-    A generator of whitened mode coefficients followed by the linear decoder of a :class:`TraceCompression`. The
-    error against the full model has two parts that are to be reported apart: that of the compression, which
+    A generator of whitened mode coefficients followed by the linear decoder of a :class:`TraceCompression`.
+    The error against the full model has two parts that are to be reported apart: that of the compression, which
     :meth:`TraceCompression.errors` measures, and that of the law of the coefficients.
 
     Attributes:
@@ -126,10 +126,10 @@ def train_boundary_generator(
     Args:
         traces: Interface histories of full-model runs, shape ``(n, T, D)``.
         times: Their instants, shape ``(T,)``.
-        fit: What fits the law of the coefficients: :class:`WassersteinFit`, ``PodGaussian``, ``Bootstrap``, or
-            any callable with their signature.
-        conditions: Load parameters of the runs, shape ``(n, c)``, for a conditional generator; ``None`` for one
-            that draws from the law of all runs.
+        fit: What fits the law of the coefficients: :class:`WassersteinFit`, ``PodGaussian``, ``Bootstrap``,
+            or any callable with their signature.
+        conditions: Load parameters of the runs, shape ``(n, c)``, for a conditional generator; ``None`` for
+            one that draws from the law of all runs.
         stride: Instants per stored instant.
         num_modes: Number of modes; ``None`` takes as many as ``energy`` asks for.
         energy: Share of the variance to keep.

@@ -196,8 +196,8 @@ def build_ensemble(
 ) -> Ensemble:
     """Run a full model for many samples and keep the records, resuming what an earlier call left.
 
-    Batches are aligned to multiples of ``batch`` and each becomes one file, moved in place when it is complete:
-    a run that was killed at any time continues to the same content. More samples may be asked for later.
+    Batches are aligned to multiples of ``batch`` and each becomes one file, moved in place when complete: a
+    run that was killed at any time continues to the same content. More samples may be asked for later.
 
     Args:
         source: The model, e.g. :class:`fem_bridge.problems.FullModel`; an executor needs it to pickle.
@@ -330,7 +330,7 @@ def _remove_leftovers(folder: Path) -> None:
 
 
 def _remove_short_shards(folder: Path) -> None:
-    """Delete a shard that ended early, because fewer samples were asked for then, once the whole one is there."""
+    """Delete a shard that ended early, as fewer samples were asked for then, once the whole one is there."""
     longest: dict[str, Path] = {}
     for path in sorted(folder.glob("runs-*-*.npz")):
         start = path.stem.split("-")[1]

@@ -101,8 +101,8 @@ def write_series(
     """
     if tuple(displacement.shape) != (len(times), mesh.num_dofs):
         raise ValueError(
-            f"`displacement` must have shape ({len(times)}, {mesh.num_dofs}), instants by degrees of freedom; "
-            f"got {tuple(displacement.shape)}."
+            f"`displacement` must have shape ({len(times)}, {mesh.num_dofs}), instants by degrees of "
+            f"freedom; got {tuple(displacement.shape)}."
         )
     folder = Path(folder)
     entries = []
@@ -110,7 +110,7 @@ def write_series(
         file = write_vtu(folder / f"{name}-{step:05d}.vtu", mesh, point_data={name: row.double().numpy()})
         entries.append(f'<DataSet timestep="{time:.12g}" file={quoteattr(file.name)}/>')
     index = folder / f"{name}.pvd"
-    head = '<?xml version="1.0"?>\n<VTKFile type="Collection" version="1.0" byte_order="LittleEndian"><Collection>'
+    head = '<?xml version="1.0"?>\n<VTKFile type="Collection" version="1.0"><Collection>'
     index.write_text("\n".join([head, *entries, "</Collection></VTKFile>"]) + "\n")
     return index
 

@@ -90,7 +90,7 @@ def plot_snapshots(mesh: Mesh, displacement: Tensor, times: Tensor, *, steps: Se
 
 
 def plot_histories(histories: Mapping[str, Tensor], times: Tensor, *, dof: int, count: int = 20) -> "Figure":
-    """Draw histories of one interface degree of freedom: samples, mean, and the band of 5 to 95 %, side by side.
+    """Draw histories of one interface degree of freedom: samples, mean, and the band of 5 to 95 %.
 
     Args:
         histories: Name, e.g. ``"full model"``, to histories [m], shape ``(n, T, D)``.

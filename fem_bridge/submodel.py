@@ -22,8 +22,8 @@ _BATCH = 32  # samples stepped together: bounded memory, no gain per sample beyo
 class Submodel:
     """The zone of interest alone, driven on its interface by given or generated histories: a model.
 
-    With the interface histories of a full run it gives that run's zone to rounding, provided that the zone has
-    the same material and the steps in time are the same. With a
+    With the interface histories of a full run it gives that run's zone to rounding, provided that the zone
+    has the same material and the steps in time are the same. With a
     :class:`~fem_bridge.boundary.BoundaryGenerator` it is the cheap simulator of Monte Carlo. The inputs are
     those of the generator.
 

@@ -145,8 +145,8 @@ class TraceCompression:
     .. math:: u \approx B\Bigl(\bar u + \sum_{k=1}^{q} \sigma_k \xi_k \phi_k\Bigr),
 
     where :math:`\phi_k` are the singular vectors of the centred training histories (stored instants), and
-    :math:`\sigma_k` the standard deviation of the coefficient of mode ``k``: the :math:`\xi_k` have zero mean,
-    unit variance and no correlation over the training set. Waves compress badly: ask :meth:`errors` on
+    :math:`\sigma_k` the standard deviation of the coefficient of mode ``k``: the :math:`\xi_k` have zero
+    mean, unit variance and no correlation over the training set. Waves compress badly: ask :meth:`errors` on
     held-out histories before trusting a truncation.
 
     Attributes:
@@ -289,8 +289,8 @@ def relative_error(approximation: Tensor, exact: Tensor) -> float:
 def _decompose(centred: Tensor, num_modes: int | None, energy: float) -> tuple[Tensor, Tensor, Tensor]:
     """Modes ``(q, m)``, standard deviations of their coefficients, and shares of the variance of all modes.
 
-    By snapshots: eigenvectors of the ``n`` by ``n`` Gram matrix, then one QR that makes the modes orthonormal to
-    rounding. Ten times quicker than an SVD; modes below 1e-7 of the first count as rank deficiency.
+    By snapshots: eigenvectors of the ``n`` by ``n`` Gram matrix, then one QR that makes the modes orthonormal
+    to rounding. Ten times quicker than an SVD; modes below 1e-7 of the first count as rank deficiency.
     """
     values, vectors = torch.linalg.eigh(centred @ centred.T)
     values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)

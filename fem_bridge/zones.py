@@ -110,8 +110,8 @@ def cut_zone(mesh: Mesh, lower: Sequence[float], upper: Sequence[float]) -> Zone
     if not inside.any() or inside.all():
         kind = "all cells" if inside.all() else "no cell"
         raise ValueError(
-            f"`lower` and `upper` must hold some cells and leave some; the box holds {kind}. Move or resize it"
-            "."
+            f"`lower` and `upper` must hold some cells and leave some; the box holds {kind}. "
+            "Move or resize it."
         )
     sub = mesh.restrict(inside)
     interface = np.searchsorted(sub.nodes, interface_nodes(mesh, inside))

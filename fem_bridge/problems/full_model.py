@@ -121,7 +121,7 @@ class FullModel:
         return hashlib.sha256(record.encode()).hexdigest()[:12]
 
     def __call__(self, inputs: Tensor, noise: NoiseStream) -> Tensor:
-        """Run ``n`` samples: inputs ``(n, 3)`` to ``(n, *output_shape)``; diverged samples are rows of NaN."""
+        """Run ``n`` samples: inputs ``(n, 3)`` to ``(n, *output_shape)``; a diverged sample is NaN."""
         return getattr(self.run(inputs, noise), self.output.value)
 
     def run(self, inputs: Tensor, noise: NoiseStream, modulus: Tensor | None = None) -> ImpactRuns:

@@ -42,8 +42,12 @@ def _full(assembler: Assembler, problem: ImpactProblem = PROBLEM) -> tuple[FullM
 
 
 def _error(zone: Tensor, runs: ImpactRuns) -> float:
-    """Largest error over the largest displacement, worst sample."""
-    return float(((zone - runs.zone).abs().amax((1, 2)) / runs.zone.abs().amax((1, 2))).max())
+    """Largest error away from the driven nodes over the largest displacement there, worst sample."""
+    driven = cut_zone(PROBLEM.mesh(), PROBLEM.zone_lower, PROBLEM.zone_upper).interface_dofs
+    free = torch.ones(zone.shape[-1], dtype=torch.bool)
+    free[torch.from_numpy(driven)] = False
+    zone, exact = zone[..., free], runs.zone[..., free]
+    return float(((zone - exact).abs().amax((1, 2)) / exact.abs().amax((1, 2))).max())
 
 
 @pytest.mark.parametrize("assembler", _assemblers())
