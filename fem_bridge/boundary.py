@@ -26,8 +26,8 @@ _BLOCK = 16  # histories decoded at a time: few enough to fit in the cache, many
 class BoundaryGenerator:
     """Random interface histories: a model.
 
-    A generator of whitened mode coefficients followed by the linear decoder of a :class:`TraceCompression`.
-    The error against the full model has two parts that are to be reported apart: that of the compression, which
+    A generator of whitened mode coefficients, then the linear decoder of a :class:`TraceCompression`.
+    The error against the full model has two parts, to be reported apart: that of the compression, which
     :meth:`TraceCompression.errors` measures, and that of the law of the coefficients.
 
     Attributes:

@@ -1,5 +1,6 @@
 """Zones of interest: the part of a mesh, its interface with the rest, and what is asked of it."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -173,7 +174,9 @@ class ZoneResponse:
         weights = self.shares.to(displacement).repeat_interleave(2) / displacement.shape[1]
         # A few instants at a time stay in the cache: measured six times as fast as all of them at once.
         parts = displacement.split(_INSTANTS, dim=1)
-        square = torch.stack([(part.square() * weights).sum((1, 2)) for part in parts]).sum(0)
+        # Rows are copied together before they are summed, so that a sample has the same bits in every batch.
+        rows = ((part.square() * weights).flatten(1).contiguous().sum(1) for part in parts)
+        square = functools.reduce(torch.add, rows)
         return torch.cat((peaks, square.sqrt()[:, None]), dim=1)
 
 
