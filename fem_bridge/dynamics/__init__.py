@@ -2,6 +2,7 @@
 
 from fem_bridge.dynamics.batch import Batch, Integrator
 from fem_bridge.dynamics.explicit import CentralDifference
+from fem_bridge.dynamics.implicit import GeneralizedAlpha, Newmark
 from fem_bridge.dynamics.loads import Load, Pulse, SeparableLoad, SineSquaredPulse
 from fem_bridge.dynamics.simulation import Trajectory, simulate, substeps_for
 from fem_bridge.dynamics.system import DofChoice, ElasticSystem
@@ -11,8 +12,10 @@ __all__ = [
     "CentralDifference",
     "DofChoice",
     "ElasticSystem",
+    "GeneralizedAlpha",
     "Integrator",
     "Load",
+    "Newmark",
     "Pulse",
     "SeparableLoad",
     "SineSquaredPulse",

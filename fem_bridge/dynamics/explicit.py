@@ -48,7 +48,9 @@ class _Leapfrog:
 
     def start(self) -> State:
         """Displacement at the first instant and velocity half a step later."""
-        return self.batch.displacement, self._kick(self.batch.displacement, self.batch.velocity, 0, self.batch.dt / 2)
+        return self.batch.displacement, self._kick(
+            self.batch.displacement, self.batch.velocity, 0, self.batch.dt / 2
+        )
 
     def step(self, state: State, index: int) -> State:
         """Drift by the velocity, prescribe the motion, and kick by the forces."""

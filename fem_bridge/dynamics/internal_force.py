@@ -121,7 +121,9 @@ def largest_eigenvalue(apply: Callable[[Tensor], Tensor], start: Tensor, *, iter
         beside.append(beta)
         previous, current = current, product / beta.clamp_min(torch.finfo(beta.dtype).tiny)
     main, off = torch.stack(diagonal, 1), torch.stack(beside, 1)
-    tridiagonal = torch.diag_embed(main) + torch.diag_embed(off[:, :-1], 1) + torch.diag_embed(off[:, :-1], -1)
+    tridiagonal = (
+        torch.diag_embed(main) + torch.diag_embed(off[:, :-1], 1) + torch.diag_embed(off[:, :-1], -1)
+    )
     values, vectors = torch.linalg.eigh(tridiagonal)
     return values[:, -1] + (off[:, -1] * vectors[:, -1, -1]).abs()
 

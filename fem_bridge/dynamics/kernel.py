@@ -67,7 +67,12 @@ def load() -> Library:
 def can_run(batch: Batch) -> bool:
     """Whether the kernel covers a batch: on the CPU, without gradients, and with a separable load or none."""
     covered = batch.load is None or isinstance(batch.load, SeparableLoad)
-    return covered and batch.system.device.type == "cpu" and not batch.needs_gradient and load().handle is not None
+    return (
+        covered
+        and batch.system.device.type == "cpu"
+        and not batch.needs_gradient
+        and load().handle is not None
+    )
 
 
 def run(batch: Batch) -> Tensor:
@@ -135,7 +140,9 @@ def _element_tables(batch: Batch) -> tuple[Tensor, Tensor]:
     operators = batch.system.operators
     strains = torch.tensor(element_strains(operators))
     areas = torch.tensor(operators.areas)
-    gradients = torch.stack([strains[:, 0, 2], strains[:, 1, 3], strains[:, 0, 4], strains[:, 1, 5], areas], 1)
+    gradients = torch.stack(
+        [strains[:, 0, 2], strains[:, 1, 3], strains[:, 0, 4], strains[:, 1, 5], areas], 1
+    )
     elasticity = torch.tensor(operators.elasticity)
     constants = torch.stack([elasticity[0, 0], elasticity[0, 1], elasticity[2, 2]])
     return gradients.to(batch.system.dtype).contiguous(), constants.to(batch.system.dtype)
@@ -170,7 +177,9 @@ def _blocks(columns: Tensor, lanes: int) -> Tensor:
 
 def _compiled(command: tuple[str, ...]) -> Path:
     """The kernel compiled by ``command``: from the cache, or compiled into it."""
-    version = subprocess.run([command[0], "--version"], capture_output=True, check=True, timeout=_COMPILE_SECONDS)
+    version = subprocess.run(
+        [command[0], "--version"], capture_output=True, check=True, timeout=_COMPILE_SECONDS
+    )
     parts = (_SOURCE.read_bytes(), " ".join(command).encode(), version.stdout, _processor().encode())
     digest = hashlib.blake2b(b"\0".join(parts), digest_size=16).hexdigest()
     path = cache_directory() / f"central-difference-{digest}.so"
@@ -193,7 +202,9 @@ def _compile(command: tuple[str, ...], path: Path) -> None:
         call = [*command, str(_SOURCE), "-o", temporary]
         made = subprocess.run(call, capture_output=True, text=True, timeout=_COMPILE_SECONDS)
         if made.returncode:
-            raise RuntimeError((made.stderr.strip().splitlines() or [f"{command[0]} returned {made.returncode}"])[0])
+            raise RuntimeError(
+                (made.stderr.strip().splitlines() or [f"{command[0]} returned {made.returncode}"])[0]
+            )
         os.replace(temporary, path)
     finally:
         Path(temporary).unlink(missing_ok=True)
@@ -205,5 +216,9 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return f"{platform.machine()} {platform.processor()}"
-    kept = {line.split(":")[0].strip(): line for line in lines if line.startswith(("model name", "flags", "Features"))}
+    kept = {
+        line.split(":")[0].strip(): line
+        for line in lines
+        if line.startswith(("model name", "flags", "Features"))
+    }
     return platform.machine() + " ".join(kept.values())

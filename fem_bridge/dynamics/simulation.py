@@ -124,7 +124,9 @@ def simulate(
         (torch.Size([3, 21, 46]), 0.0)
     """
     if not isinstance(integrator, Integrator):
-        raise TypeError(f"`integrator` must be an integrator such as CentralDifference(); got {integrator!r}.")
+        raise TypeError(
+            f"`integrator` must be an integrator such as CentralDifference(); got {integrator!r}."
+        )
     system.check_modulus(modulus)
     interval = _interval(times)
     n = _num_samples(system, modulus, load, motion, displacement, velocity)
@@ -146,7 +148,9 @@ def simulate(
                 num_intervals=len(times) - 1,
                 substeps=count,
                 load=load if load is None or len(rows) == n else load.select(rows),
-                history=None if motion is None else _history(_rows(motion, rows).to(system.lumped_mass), count),
+                history=None
+                if motion is None
+                else _history(_rows(motion, rows).to(system.lumped_mass), count),
                 observe=shown.to(system.device),
                 displacement=_initial(displacement, rows, system),
                 velocity=_initial(velocity, rows, system),
@@ -166,7 +170,9 @@ def _constrain(batch: Batch) -> Batch:
     if batch.history is None:
         return replace(batch, velocity=velocity)
     return replace(
-        batch, velocity=velocity, displacement=batch.displacement.index_copy(0, system.driven, batch.history[0])
+        batch,
+        velocity=velocity,
+        displacement=batch.displacement.index_copy(0, system.driven, batch.history[0]),
     )
 
 
@@ -209,7 +215,9 @@ def _num_samples(
         sizes["load"] = len(load)
         width = load.force(0.0).shape[-1]
         if width != system.num_dofs:
-            raise ValueError(f"`load` must give forces of shape (n, {system.num_dofs}); got {width} per sample.")
+            raise ValueError(
+                f"`load` must give forces of shape (n, {system.num_dofs}); got {width} per sample."
+            )
     for name, value in (("displacement", displacement), ("velocity", velocity)):
         if value is not None and (value.ndim != 2 or value.shape[1] != system.num_dofs):
             raise ValueError(f"`{name}` must have shape (n, {system.num_dofs}); got {tuple(value.shape)}.")
@@ -217,7 +225,9 @@ def _num_samples(
         if value is not None:
             sizes[name] = len(value)
             if not bool(value.isfinite().all()):
-                raise ValueError(f"`{name}` must be finite; got {int((~value.isfinite()).sum())} values that are not.")
+                raise ValueError(
+                    f"`{name}` must be finite; got {int((~value.isfinite()).sum())} values that are not."
+                )
     if len(set(sizes.values())) > 1:
         listed = ", ".join(f"{name}: {size}" for name, size in sizes.items())
         raise ValueError(f"All arguments must have the same number of samples; got {listed}.")
@@ -231,9 +241,13 @@ def _check_motion(system: ElasticSystem, motion: Tensor | None, num_times: int) 
     """Refuse motion of a wrong shape, missing, or without effect."""
     driven = len(system.driven)
     if motion is None and driven:
-        raise ValueError(f"`motion` must be given: the system has {driven} driven degrees of freedom; got None.")
+        raise ValueError(
+            f"`motion` must be given: the system has {driven} driven degrees of freedom; got None."
+        )
     if motion is not None and not driven:
-        raise ValueError("`motion` must be None: the system has no driven degrees of freedom. Name them when it is built.")
+        raise ValueError(
+            "`motion` must be None: the system has no driven degrees of freedom. Name them when it is built."
+        )
     if motion is not None and (motion.ndim != 3 or motion.shape[1:] != (num_times, driven)):
         raise ValueError(f"`motion` must have shape (n, {num_times}, {driven}); got {tuple(motion.shape)}.")
 
@@ -256,7 +270,9 @@ def _observed(observe: Tensor | None, system: ElasticSystem) -> Tensor:
         return torch.arange(system.num_dofs)
     shown = torch.as_tensor(observe).cpu()
     if shown.ndim != 1 or shown.dtype.is_floating_point or shown.dtype == torch.bool:
-        raise TypeError(f"`observe` must be a list of integers; got {shown.dtype} of shape {tuple(shown.shape)}.")
+        raise TypeError(
+            f"`observe` must be a list of integers; got {shown.dtype} of shape {tuple(shown.shape)}."
+        )
     if len(shown) and not 0 <= int(shown.min()) <= int(shown.max()) < system.num_dofs:
         raise ValueError(
             f"`observe` must lie from 0 to {system.num_dofs - 1}; got {int(shown.min())} to {int(shown.max())}."

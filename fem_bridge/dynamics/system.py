@@ -243,7 +243,9 @@ def _dof_ids(argument: str, choice: DofChoice, operators: ElasticOperators) -> N
         raise TypeError(f"`{argument}` must hold boundary names or integers; got {items[:3]}.")
     ids = np.array(items, dtype=np.int64)
     if ids.size and (ids.min() < 0 or ids.max() >= mesh.num_dofs):
-        raise ValueError(f"`{argument}` must lie from 0 to {mesh.num_dofs - 1}; got {ids.min()} to {ids.max()}.")
+        raise ValueError(
+            f"`{argument}` must lie from 0 to {mesh.num_dofs - 1}; got {ids.min()} to {ids.max()}."
+        )
     return ids
 
 
@@ -251,7 +253,9 @@ def _check_constraints(fixed: NDArray[np.int64], driven: NDArray[np.int64], num_
     """Refuse a degree of freedom that is driven twice, or driven and fixed, and a body without free ones."""
     if len(np.unique(driven)) != len(driven):
         values, counts = np.unique(driven, return_counts=True)
-        raise ValueError(f"`driven` must name each degree of freedom once; got {values[counts > 1][0]} again.")
+        raise ValueError(
+            f"`driven` must name each degree of freedom once; got {values[counts > 1][0]} again."
+        )
     both = np.intersect1d(fixed, driven)
     if both.size:
         raise ValueError(f"`driven` must not be fixed as well; got degree of freedom {both[0]} in both.")
