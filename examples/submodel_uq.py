@@ -11,8 +11,9 @@
 # so the randomness of everything outside reaches the zone through the law of $g$ alone. The job:
 #
 # 1. run the **full model** (assembled by FEniCS) for a training and a held-out set of samples;
-# 2. compress the interface histories and train a **WGAN-GP** on them: a sampler $g = G(z)$ of random boundary
-#    conditions; beside it a Gaussian, a bootstrap and a flow-matching sampler of the same coefficients;
+# 2. compress the interface histories and train a **WGAN-GP** on them: a sampler $g = G(z, \theta)$ of random boundary
+#    conditions given the load $\theta$, whose law is known; beside it a flow-matching sampler, Gaussians and a
+#    bootstrap of the same coefficients;
 # 3. run **Monte Carlo on the submodel** driven by each sampler, to a stated standard error;
 # 4. judge everything against the held-out full-model runs, which no sampler has seen.
 #
@@ -40,6 +41,7 @@ from fem_bridge.boundary import BoundaryGenerator, WassersteinFit, train_boundar
 from fem_bridge.datasets import Ensemble, Split, build_ensemble
 from fem_bridge.problems import FullModel, ImpactProblem
 from fem_bridge.submodel import Submodel
+from fem_bridge.traces import TraceCompression
 from inference.interpolants import FlowSettings, train_flow
 from inference.training import FitSettings
 from sde import NoiseStream
@@ -64,6 +66,8 @@ class Study:
         num_test: Full-model runs that judge them.
         num_modes: Modes kept of the interface histories.
         stride: Output instants per stored instant of a history.
+        conditional: Give the learned generators the load parameters as conditions. Their law is known, so a
+            conditional generator only has to learn how histories follow from loads and material.
         half_width: Relative half width of the 95 % interval of each mean at which Monte Carlo stops.
         wasserstein: Networks and optimisation of the WGAN-GP.
         flow: Network and optimisation of flow matching.
@@ -78,9 +82,10 @@ class Study:
     num_test: int = 400
     num_modes: int = 40
     stride: int = 4
+    conditional: bool = True
     half_width: float = 0.01
-    wasserstein: WassersteinSettings = field(default_factory=WassersteinSettings)
-    flow: FlowSettings = field(default_factory=lambda: FlowSettings(fit=FitSettings(iterations=15_000)))
+    wasserstein: WassersteinSettings = field(default_factory=lambda: WassersteinSettings(batch=128))
+    flow: FlowSettings = field(default_factory=lambda: FlowSettings(fit=FitSettings(iterations=8000)))
     device: str = "cpu"
 
     @property
@@ -168,7 +173,8 @@ def full_runs(study: Study, executor: Executor | None) -> Ensemble:
 # %% [markdown]
 # ## 2. Generators of boundary conditions
 #
-# All four draw the same whitened coefficients of the same modes; they differ in the law that they learn.
+# All draw the same whitened coefficients of the same modes; they differ in the law that they learn. The WGAN-GP's
+# critic sees each coefficient in proportion to its mode's energy.
 
 
 # %%
@@ -176,9 +182,15 @@ def fit_generators(
     study: Study, runs: Ensemble
 ) -> tuple[dict[str, BoundaryGenerator], dict[str, float], dict[str, list[float]]]:
     """Fit the generators to the training histories; also returns training times [s] and diagnostics."""
-    traces = runs.load("traces", runs.split.train)
+    traces, loads = (runs.load(name, runs.split.train) for name in ("traces", "inputs"))
+    compression = TraceCompression.fit(
+        traces, study.problem.times, stride=study.stride, num_modes=study.num_modes
+    )
     wasserstein = WassersteinFit(
-        study.noise_seed("wasserstein"), study.wasserstein, checkpoint=study.folder / "wasserstein.pt"
+        study.noise_seed("wasserstein"),
+        study.wasserstein,
+        weights=compression.scales,
+        checkpoint=study.folder / "wasserstein.pt",
     )
     flow_history: dict[str, list[float]] = {}
 
@@ -194,22 +206,17 @@ def fit_generators(
         flow_history.update(history)
         return sampler
 
-    fits: dict[str, Callable[[Tensor, Tensor | None], Model]] = {
-        "WGAN-GP": wasserstein,
-        "flow matching": flow,
-        "POD-Gaussian": PodGaussian,
-        "bootstrap": Bootstrap,
+    known = loads if study.conditional else None
+    fits: dict[str, tuple[Callable[[Tensor, Tensor | None], Model], Tensor | None]] = {
+        "WGAN-GP": (wasserstein, known),
+        "flow matching": (flow, known),
+        "POD-Gaussian": (PodGaussian, None),
+        "conditional Gaussian": (PodGaussian, loads),
+        "bootstrap": (Bootstrap, None),
     }
     boundaries = {
-        name: train_boundary_generator(
-            traces,
-            study.problem.times,
-            fit,
-            stride=study.stride,
-            num_modes=study.num_modes,
-            device=study.device,
-        )
-        for name, fit in fits.items()
+        name: train_boundary_generator(compression, traces, fit, conditions=conditions, device=study.device)
+        for name, (fit, conditions) in fits.items()
     }
     seconds = {"WGAN-GP": wasserstein.history["seconds"][-1], "flow matching": flow_history["seconds"][-1]}
     return boundaries, {name: seconds.get(name, 0.0) for name in fits}, wasserstein.history
@@ -230,6 +237,7 @@ def submodel_monte_carlo(
     """Draw histories and run the submodel until every mean is known to the stated relative half width."""
     return monte_carlo(
         Submodel(study.problem, boundary, study.assembler, device=study.device),
+        study.problem.inputs if boundary.input_dim else None,
         seed=study.noise_seed(name),
         tolerance=Tolerance(relative=study.half_width, min_samples=study.num_train, max_samples=20_000),
         batch_size=128,
@@ -254,7 +262,8 @@ def judge(study: Study, runs: Ensemble, boundary: BoundaryGenerator, result: Mon
     quantities = compare_quantities(result.outputs[: study.num_train], *responses, names)
     encode = boundary.compression.encode
     drawn = NoiseStream(result.seed, 0, study.num_train)
-    generated = boundary.generator(torch.zeros(len(drawn), 0, device=study.device), drawn).cpu()
+    loads = result.inputs[: study.num_train].to(study.device)
+    generated = boundary.generator(loads, drawn).cpu()
     coefficients = [encode(runs.load("traces", part)) for part in (train, test)]
     noise = NoiseStream(study.noise_seed("metrics"), 0, 1)
     return quantities + compare(generated.float(), *coefficients, noise)
@@ -300,6 +309,7 @@ def summarise(outcome: Outcome) -> dict[str, object]:
         "problem": "hard"
         if study.problem == ImpactProblem.hard(divisions=study.problem.divisions)
         else "easy",
+        "conditional": study.conditional,
         "seed": study.seed,
         "samples": {
             "full_train": study.num_train,
@@ -350,6 +360,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--quick", action="store_true", help="small sizes: under two minutes, poor generators"
     )
     parser.add_argument("--hard", action="store_true", help="short pulses and a rough medium")
+    parser.add_argument("--unconditional", action="store_true", help="do not give the load to the generators")
     parser.add_argument("--train", type=int, help="full-model runs for training")
     parser.add_argument("--test", type=int, help="held-out full-model runs")
     parser.add_argument("--seed", type=int, default=0)
@@ -370,6 +381,7 @@ def _study(options: argparse.Namespace) -> Study:
         options.out,
         seed=options.seed,
         num_modes=80 if options.hard else 40,
+        conditional=not options.unconditional,
         device=options.device,
     )
     if options.quick:

@@ -19,7 +19,13 @@ from uq.training import plot_training
 
 __all__ = ["overview", "write_report"]
 
-_COLOURS = {"WGAN-GP": "C3", "flow matching": "C0", "POD-Gaussian": "C2", "bootstrap": "C7"}
+_COLOURS = {
+    "WGAN-GP": "C3",
+    "flow matching": "C0",
+    "POD-Gaussian": "C2",
+    "conditional Gaussian": "C8",
+    "bootstrap": "C7",
+}
 _FULL = "black"
 _SNAPSHOT = 1.6  # instant of the picture [s]: the wave is in the zone
 _SHOWN = 60  # histories drawn in a panel
@@ -284,7 +290,7 @@ def _shortfalls(outcome: Outcome) -> str:
 def _generated(outcome: Outcome, name: str) -> Tensor:
     """Histories of a generator: those of the first samples of its Monte Carlo run."""
     noise = NoiseStream(outcome.monte_carlo[name].seed, 0, _SHOWN)
-    return outcome.boundaries[name](torch.zeros(_SHOWN, 0), noise).cpu()
+    return outcome.boundaries[name](outcome.monte_carlo[name].inputs[:_SHOWN], noise).cpu()
 
 
 def _middle_of_interface(outcome: Outcome) -> int:

@@ -42,7 +42,8 @@ class BoundaryGenerator:
         >>> from uq.baselines import PodGaussian
         >>> traces = NoiseStream(0, 0, 30).normals(9 * 4, dtype=torch.float64).unflatten(1, (9, 4))
         >>> times = torch.linspace(0, 1, 9, dtype=torch.float64)
-        >>> boundary = train_boundary_generator(traces, times, PodGaussian, stride=2, num_modes=5)
+        >>> compression = TraceCompression.fit(traces, times, stride=2, num_modes=5)
+        >>> boundary = train_boundary_generator(compression, traces, PodGaussian)
         >>> boundary(torch.zeros(7, 0), NoiseStream(seed=1, start=0, stop=7)).shape
         torch.Size([7, 9, 4])
     """
@@ -83,6 +84,9 @@ class WassersteinFit:
     Attributes:
         seed: Seed of everything random in the training.
         settings: Network sizes and optimisation.
+        weights: Weight of each coefficient in the critic's metric, shape ``(q,)``. The ``scales`` of the
+            compression make distances those of the histories, so that the critic looks at the modes that
+            carry the motion; ``None`` gives all modes the same weight.
         checkpoint: File to resume from, or ``None``.
         progress: Show a bar.
         history: Filled with the training's diagnostics.
@@ -90,6 +94,7 @@ class WassersteinFit:
 
     seed: int
     settings: WassersteinSettings = field(default_factory=WassersteinSettings)
+    weights: Tensor | None = field(default=None, compare=False)
     checkpoint: Path | str | None = None
     progress: bool = True
     history: dict[str, list[float]] = field(default_factory=dict, compare=False)
@@ -99,6 +104,7 @@ class WassersteinFit:
         generator, history = train_wasserstein(
             coefficients,
             conditions=conditions,
+            weights=self.weights,
             seed=self.seed,
             settings=self.settings,
             checkpoint=self.checkpoint,
@@ -110,29 +116,27 @@ class WassersteinFit:
 
 
 def train_boundary_generator(
+    compression: TraceCompression,
     traces: Tensor,
-    times: Tensor,
     fit: Fit,
     *,
     conditions: Tensor | None = None,
-    stride: int = 4,
-    num_modes: int | None = None,
-    energy: float = 0.999,
     dtype: torch.dtype = torch.float64,
     device: torch.device | str = "cpu",
 ) -> BoundaryGenerator:
-    """Compress training traces and fit a generator to their coefficients.
+    """Fit a generator to the compressed interface histories of full-model runs.
+
+    A conditional generator needs the law of its conditions only when it is used: where the law of the load is
+    known, it reaches the histories exactly, and the training runs only have to show how histories follow from
+    loads. An unconditional one can be no better than the sample of loads it was trained on.
 
     Args:
+        compression: What turns histories into coefficients and back.
         traces: Interface histories of full-model runs, shape ``(n, T, D)``.
-        times: Their instants, shape ``(T,)``.
         fit: What fits the law of the coefficients: :class:`WassersteinFit`, ``PodGaussian``, ``Bootstrap``,
             or any callable with their signature.
         conditions: Load parameters of the runs, shape ``(n, c)``, for a conditional generator; ``None`` for
             one that draws from the law of all runs.
-        stride: Instants per stored instant.
-        num_modes: Number of modes; ``None`` takes as many as ``energy`` asks for.
-        energy: Share of the variance to keep.
         dtype: Dtype of the generated histories.
         device: Where to train.
 
@@ -140,11 +144,10 @@ def train_boundary_generator(
         The generator of histories.
 
     Raises:
-        ValueError: If shapes disagree or a number is out of range.
+        ValueError: If shapes disagree.
     """
     if conditions is not None:
         check_shapes(traces=(traces, "n T D"), conditions=(conditions, "n c"))
-    compression = TraceCompression.fit(traces, times, stride=stride, num_modes=num_modes, energy=energy)
     coefficients = compression.encode(traces).float().to(device)
     known = None if conditions is None else conditions.float().to(device)
     return BoundaryGenerator(compression, fit(coefficients, known), dtype)

@@ -1,0 +1,159 @@
+"""Generators of boundary conditions against full-model runs they have not seen (``python -m benchmarks.generators``).
+
+The bars are on the mean over quantities of interest of W1/sigma, relative to the POD-Gaussian, and on standard
+deviations. Every seed makes new training runs, new training and new held-out runs. The held-out sets are larger than
+the training sets, so that the floor shows what the training runs themselves leave open.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.check import Figure, at_least, at_most, main, reported
+from examples.submodel_uq import Study, fit_generators, full_runs
+from fem_bridge.assembly import default_assembler
+from fem_bridge.boundary import BoundaryGenerator
+from fem_bridge.problems import ImpactProblem
+from fem_bridge.submodel import Submodel
+from inference.training import FitSettings
+from sde import NoiseStream
+from uq.comparison import Comparison, compare_quantities
+from uq.execution import process_pool
+from uq.metrics import nearest_distances, sliced_wasserstein
+from uq.monte_carlo import monte_carlo
+
+__all__ = ["SECTIONS", "easy_setting", "hard_setting", "unconditional"]
+
+_SEEDS = (11, 12, 13)
+_GENERATED = 2000
+
+
+def easy_setting(smoke: bool) -> Iterator[Figure]:
+    """Three seeds of the easy setting, with the shrunk samples that must fail."""
+    for seed in _SEEDS[:1] if smoke else _SEEDS:
+        with tempfile.TemporaryDirectory() as folder, process_pool(2) as pool:
+            study = _study(ImpactProblem.easy(), seed, Path(folder), smoke)
+            judged = _Judged(study, pool)
+        scores = {name: comparison.mean("W1/sigma").value for name, comparison in judged.comparisons.items()}
+        floor = judged.comparisons["WGAN-GP"].mean("W1/sigma").floor
+        gaussian, at = scores["POD-Gaussian"], f"seed {seed}"
+        yield reported(f"mean W1/sigma, floor, {at}", floor, "training against held-out runs")
+        for name in ("POD-Gaussian", "conditional Gaussian", "bootstrap"):
+            yield reported(f"mean W1/sigma, {name}, {at}", scores[name])
+        for name, share, spread in (("WGAN-GP", 0.75, 0.15), ("flow matching", 0.5, 0.05)):
+            detail = f"{scores[name]:.4f} against {gaussian:.4f}"
+            yield at_most(
+                f"W1/sigma over that of POD-Gaussian, {name}, {at}", scores[name] / gaussian, share, detail
+            )
+            yield at_most(f"largest error of a standard deviation, {name}, {at}", judged.spread(name), spread)
+            yield at_least(
+                f"nearest-neighbour distance over that of held-out runs, {name}, {at}",
+                judged.nearest[name],
+                0.9,
+            )
+            yield reported(f"sliced W1 of the coefficients, {name}, {at}", judged.sliced[name])
+            shrunk = judged.shrunk(name)
+            yield at_least(
+                f"shrunk by 0.85: largest error of a standard deviation, {name}, {at}", shrunk, spread
+            )
+
+
+def hard_setting(smoke: bool) -> Iterator[Figure]:
+    """One seed of the hard setting: reported, without bars."""
+    with tempfile.TemporaryDirectory() as folder, process_pool(2) as pool:
+        study = replace(_study(ImpactProblem.hard(), _SEEDS[0], Path(folder), smoke), num_modes=80)
+        judged = _Judged(study, pool)
+    yield from _table(judged, "hard")
+
+
+def unconditional(smoke: bool) -> Iterator[Figure]:
+    """One seed of the easy setting with generators that do not know the load: reported, without bars."""
+    with tempfile.TemporaryDirectory() as folder, process_pool(2) as pool:
+        study = replace(_study(ImpactProblem.easy(), _SEEDS[0], Path(folder), smoke), conditional=False)
+        judged = _Judged(study, pool)
+    yield from _table(judged, "unconditional")
+
+
+def _study(problem: ImpactProblem, seed: int, folder: Path, smoke: bool) -> Study:
+    """The study of the main job, with a larger held-out set."""
+    study = Study(problem, default_assembler(), folder, seed=seed, num_test=2000)
+    if not smoke:
+        return study
+    small = replace(
+        study, num_train=64, num_test=64, num_modes=8, flow=replace(study.flow, fit=FitSettings(20))
+    )
+    return replace(small, wasserstein=replace(study.wasserstein, iterations=10))
+
+
+class _Judged:
+    """Generators of a study and their scores."""
+
+    def __init__(self, study: Study, pool: Executor) -> None:
+        self.study = study
+        runs = full_runs(study, pool)
+        self.boundaries, _, _ = fit_generators(study, runs)
+        train, test = runs.split.train, runs.split.test
+        self.train, self.test = (runs.load("responses", part) for part in (train, test))
+        compression = self.boundaries["WGAN-GP"].compression
+        self.compression = compression.errors(runs.load("traces", test))
+        coefficients = [compression.encode(runs.load("traces", part)) for part in (train, test)]
+        self.comparisons: dict[str, Comparison] = {}
+        self.nearest: dict[str, float] = {}
+        self.sliced: dict[str, float] = {}
+        names = study.full_model.output_names
+        held_out = nearest_distances(coefficients[1], coefficients[0]).median()
+        directions = NoiseStream(study.noise_seed("directions"), 0, 500)
+        for name, boundary in self.boundaries.items():
+            outputs, generated = self._sample(name, boundary, pool)
+            self.comparisons[name] = compare_quantities(outputs, self.train, self.test, names)
+            self.nearest[name] = float(nearest_distances(generated, coefficients[0]).median() / held_out)
+            self.sliced[name] = sliced_wasserstein(generated, coefficients[1], directions)
+
+    def _sample(self, name: str, boundary: BoundaryGenerator, pool: Executor) -> tuple[Tensor, Tensor]:
+        """Quantities of interest and coefficients of generated samples."""
+        study, count = self.study, min(_GENERATED, self.study.num_test)
+        result = monte_carlo(
+            Submodel(study.problem, boundary, study.assembler),
+            study.problem.inputs if boundary.input_dim else None,
+            seed=study.noise_seed(name),
+            num_samples=count,
+            batch_size=128,
+            executor=pool,
+            progress=False,
+        )
+        coefficients = boundary.generator(result.inputs, NoiseStream(result.seed, 0, count))
+        return result.outputs, coefficients.float()
+
+    def spread(self, name: str) -> float:
+        """Largest relative error of a standard deviation over the quantities of interest."""
+        scores = self.comparisons[name].scores
+        return max(abs(score.value - 1) for score in scores if score.metric.startswith("std ratio"))
+
+    def shrunk(self, name: str) -> float:
+        """The same for quantities of interest shrunk towards their mean by 0.85."""
+        scores = self.comparisons[name].scores
+        return max(abs(0.85 * score.value - 1) for score in scores if score.metric.startswith("std ratio"))
+
+
+def _table(judged: _Judged, setting: str) -> Iterator[Figure]:
+    """All scores of a study, without bars."""
+    floor = judged.comparisons["WGAN-GP"].mean("W1/sigma").floor
+    yield reported(f"mean W1/sigma, floor, {setting}", floor)
+    yield reported(f"relative error of the compression, {setting}", judged.compression.total)
+    for name, comparison in judged.comparisons.items():
+        yield reported(
+            f"mean W1/sigma, {name}, {setting}",
+            comparison.mean("W1/sigma").value,
+            f"largest error of a standard deviation {100 * judged.spread(name):.1f} %",
+        )
+
+
+SECTIONS = [easy_setting, hard_setting, unconditional]
+
+if __name__ == "__main__":
+    raise SystemExit(main("generators", SECTIONS))
