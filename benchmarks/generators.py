@@ -1,8 +1,8 @@
-"""Generators of boundary conditions against full-model runs they have not seen (``python -m benchmarks.generators``).
+"""Generators of boundary conditions against full-model runs that they have not seen.
 
 The bars are on the mean over quantities of interest of W1/sigma, relative to the POD-Gaussian, and on standard
-deviations. Every seed makes new training runs, new training and new held-out runs. The held-out sets are larger than
-the training sets, so that the floor shows what the training runs themselves leave open.
+deviations. Every seed makes new training runs, new training and new held-out runs. The held-out sets are
+larger than the training sets, so that the floor shows what the training runs themselves leave open.
 """
 
 import tempfile
@@ -11,7 +11,6 @@ from concurrent.futures import Executor
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from benchmarks.check import Figure, at_least, at_most, main, reported

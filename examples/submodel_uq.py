@@ -36,21 +36,36 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fem_bridge.assembly import Assembler, default_assembler
-from fem_bridge.boundary import BoundaryGenerator, WassersteinFit, train_boundary_generator
-from fem_bridge.datasets import Ensemble, Split, build_ensemble
-from fem_bridge.problems import FullModel, ImpactProblem
-from fem_bridge.submodel import Submodel
-from fem_bridge.traces import TraceCompression
+from fem_bridge import (
+    Assembler,
+    BoundaryGenerator,
+    Ensemble,
+    FullModel,
+    ImpactProblem,
+    Split,
+    Submodel,
+    TraceCompression,
+    WassersteinFit,
+    build_ensemble,
+    default_assembler,
+    train_boundary_generator,
+)
 from inference.interpolants import FlowSettings, train_flow
 from inference.training import FitSettings
 from sde import NoiseStream
-from uq.baselines import Bootstrap, PodGaussian
-from uq.comparison import Comparison, compare, compare_quantities
-from uq.execution import process_pool
-from uq.model import Model
-from uq.monte_carlo import MonteCarloResult, Tolerance, monte_carlo
-from uq.training import WassersteinSettings
+from uq import (
+    Bootstrap,
+    Comparison,
+    Model,
+    MonteCarloResult,
+    PodGaussian,
+    Tolerance,
+    WassersteinSettings,
+    compare,
+    compare_quantities,
+    monte_carlo,
+    process_pool,
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,7 @@ from torch import Tensor
 from examples.submodel_uq import Outcome
 from fem_bridge.dynamics import CentralDifference, simulate, substeps_for
 from sde import NoiseStream
-from uq.quantiles import EmpiricalCDF
-from uq.report import Report
-from uq.training import plot_training
+from uq import EmpiricalCDF, Report, plot_training
 
 __all__ = ["overview", "write_report"]
 
