@@ -6,10 +6,10 @@ A plane-strain square is clamped on three sides; on the fourth, ``y = 1``, the v
 
 The trace on the interface of a zone of interest, and the quantities of interest in it, are linear in ``a``:
 with the matrices ``M`` of the finite-element solution their laws are exactly
-:math:`\mathcal{N}(0, M \Sigma M^T)`. A generator trained on snapshots of the trace drives the submodel, and what
-comes out is compared with the exact law. The figures have to fail for an untrained generator, one that emits the
-mean, and one that replays a single snapshot. With ``|a_k| - E|a_k|`` in place of ``a_k`` the law is not Gaussian,
-and the generator has to beat the Gaussian fit.
+:math:`\mathcal{N}(0, M \Sigma M^T)`. A generator trained on snapshots of the trace drives the submodel, and
+what comes out is compared with the exact law. The figures have to fail for an untrained generator, one that
+emits the mean, and one that replays a single snapshot. With ``|a_k| - E|a_k|`` in place of ``a_k`` the law is
+not Gaussian, and the generator has to beat the Gaussian fit.
 
 The library's generator starts as the Gaussian fit of the data (:mod:`uq.generator`); the untrained control is
 therefore a plain network of the same size with random weights, without that start.

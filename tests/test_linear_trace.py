@@ -4,6 +4,7 @@ import pytest
 
 pytest.importorskip("skfem", reason="needs an assembler")
 
+from benchmarks.check import Section
 from benchmarks.linear_trace import (
     absolute_law,
     gaussian_law,
@@ -42,6 +43,6 @@ def test_figures_are_made_in_small_size() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("section", [gaussian_law, absolute_law])
-def test_generator_reaches_the_exact_law(section) -> None:  # noqa: ANN001
+def test_generator_reaches_the_exact_law(section: Section) -> None:
     missed = [figure for figure in section(smoke=False) if not figure.passed]
     assert not missed

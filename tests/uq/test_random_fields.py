@@ -205,9 +205,11 @@ def test_empirical_covariance_has_the_error_of_its_sample_size() -> None:
     field = KarhunenLoeve.from_covariance(
         covariance, points, weights, coefficients=Coefficients.NOISE, energy=0.9999
     )
-    exact, count = covariance(points, points), 8000
-    samples = field(torch.zeros(count, 0), NoiseStream(2, 0, count))
-    error = torch.linalg.norm(samples.mT @ samples / count - exact) / torch.linalg.norm(exact)
+    exact, count, repeats = covariance(points, points), 1000, 20
+    samples = field(torch.zeros(count * repeats, 0), NoiseStream(2, 0, count * repeats))
+    groups = samples.unflatten(0, (repeats, count))
+    errors = torch.linalg.matrix_norm(groups.mT @ groups / count - exact) / torch.linalg.norm(exact)
+    error = errors.square().mean().sqrt()  # one error alone scatters by 20 %: few modes carry the field
     theory = math.sqrt((1 + float(exact.trace()) ** 2 / float(exact.square().sum())) / count)
     assert abs(float(error) / theory - 1) <= 0.15
 
