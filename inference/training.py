@@ -49,7 +49,7 @@ class FitSettings:
                 raise ValueError(f"`{name}` must be a whole number of at least {low}; got {value!r}.")
         if not (math.isfinite(self.rate) and self.rate > 0 and 0 < self.final_rate <= 1):
             raise ValueError(
-                f"`rate` must be positive and `final_rate` lie in (0, 1]; got {self.rate} and {self.final_rate}."
+                f"`rate` must be positive and `final_rate` lie in (0, 1]; got {self.rate}, {self.final_rate}."
             )
         if not 0 <= self.average < 1:
             raise ValueError(f"`average` must lie in [0, 1); got {self.average}.")
@@ -81,8 +81,7 @@ def fit(
         loss: Maps the model and the iteration to a scalar.
         settings: The optimisation.
         identity: Whatever else decides the numbers (seed, digest of the data, sizes); a checkpoint of another
-            identity
-            is refused.
+            identity is refused.
         checkpoint: File that holds the state; where it exists training goes on from it.
         progress: Show a bar.
         label: Name of the bar.

@@ -1,4 +1,4 @@
-"""Checkpoints of long computations: written whole or not at all, read safely, refused when they are another run's.
+"""Checkpoints of long computations: written whole or not at all, read safely, refused to another run.
 
 A checkpoint holds what kind of run wrote it, the identity of that run (its settings, its seed, the digest of
 its data) and its state. Resuming asks with the same identity and gets the state; any difference is an error
@@ -27,7 +27,8 @@ def digest(*tensors: Tensor | None) -> str:
     """Sixteen hexadecimal digits that name the bytes, shapes and dtypes of tensors (``None`` is allowed).
 
     Example:
-        >>> digest(torch.zeros(2)) == digest(torch.zeros(2)), digest(torch.zeros(2)) == digest(torch.zeros(1, 2))
+        >>> row, column = torch.zeros(1, 2), torch.zeros(2, 1)
+        >>> digest(row) == digest(row.clone()), digest(row) == digest(column)
         (True, False)
     """
     total = hashlib.sha256()
@@ -97,7 +98,7 @@ def load_checkpoint(
     for name in [*identity, *(key for key in found if key not in identity)]:
         if identity.get(name) != found.get(name):
             raise ValueError(
-                f"`checkpoint` must belong to this run; {path} was written with {name} = {found.get(name)!r}, "
+                f"`checkpoint` must belong to this run; {path} has {name} = {found.get(name)!r}, "
                 f"not {identity.get(name)!r}. Delete it or choose another path."
             )
     return content["state"]
@@ -115,6 +116,7 @@ def _read(path: Path, device: torch.device | str) -> dict:
         ) from error
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise ValueError(
-            f"`checkpoint` must be a file written by a training run; {path} holds something else. Choose another path."
+            f"`checkpoint` must be a file written by a training run; {path} holds something else. "
+            "Choose another path."
         )
     return content

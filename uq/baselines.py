@@ -1,8 +1,8 @@
 """Generators that need no training: the POD-Gaussian and the bootstrap of the training data.
 
 They are the yardstick of every learned generator, and the first is also the linear part of the learned ones
-(:mod:`uq.generator`). Rows of data are samples of a random vector or field; conditions are known inputs (a load, a
-material parameter) that go with each row.
+(:mod:`uq.generator`). Rows of data are samples of a random vector or field; conditions are known inputs (a
+load, a material parameter) that go with each row.
 """
 
 import math
@@ -12,55 +12,16 @@ from torch import Tensor, nn
 
 from sde.networks import evaluate_in_blocks
 from sde.noise import NoiseStream, Purpose
+from sde.samples import check_conditions, check_samples, deviations
 
-__all__ = ["Bootstrap", "PodGaussian", "check_conditions", "check_samples"]
-
-
-def check_samples(data: Tensor, conditions: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Training data as float64 matrices: data ``(n, q)`` and conditions ``(n, c)``, with ``c = 0`` for ``None``.
-
-    Raises:
-        TypeError: If one of them is not a floating-point tensor.
-        ValueError: If there are fewer than two samples, the lengths differ or a value is not finite.
-    """
-    for name, value in (("data", data), ("conditions", conditions)):
-        if value is None:
-            continue
-        if not isinstance(value, Tensor) or not value.dtype.is_floating_point:
-            got = value.dtype if isinstance(value, Tensor) else type(value).__name__
-            raise TypeError(f"`{name}` must be a floating-point tensor; got {got}.")
-        if value.ndim < 2 or (value.numel() == 0 and name == "data"):
-            raise ValueError(
-                f"`{name}` must have shape (n, ...) with something in each row; got {tuple(value.shape)}."
-            )
-        if not value.isfinite().all():
-            row = int((~value.flatten(1).isfinite()).any(1).nonzero()[0, 0])
-            raise ValueError(f"`{name}` must be finite; row {row} is not. Remove failed samples first.")
-    if len(data) < 2:
-        raise ValueError(f"`data` must hold at least two samples; got {len(data)}.")
-    matrix = data.detach().cpu().flatten(1).double()
-    if conditions is None:
-        return matrix, matrix.new_zeros(len(matrix), 0)
-    if conditions.ndim != 2 or len(conditions) != len(data):
-        raise ValueError(f"`conditions` must have shape ({len(data)}, c); got {tuple(conditions.shape)}.")
-    return matrix, conditions.detach().cpu().double()
-
-
-def check_conditions(inputs: Tensor, noise: NoiseStream, condition_dim: int) -> None:
-    """Refuse inputs of a generator that are not ``(len(noise), condition_dim)``."""
-    if not isinstance(inputs, Tensor):
-        raise TypeError(f"`inputs` must be a tensor; got {type(inputs).__name__}.")
-    if tuple(inputs.shape) != (len(noise), condition_dim):
-        raise ValueError(
-            f"`inputs` must have shape ({len(noise)}, {condition_dim}), one row of conditions per sample of the noise; "
-            f"got {tuple(inputs.shape)}."
-        )
+__all__ = ["Bootstrap", "PodGaussian"]
 
 
 class PodGaussian(nn.Module):
     r"""Gaussian law with the mean and covariance of the data, sampled through its principal components.
 
-    .. math:: y = \bar y + B\,(c - \bar c) + F z, \qquad z \sim N(0, I_r), \qquad F F^\top = \operatorname{Cov}(y - B c)
+    .. math:: y = \bar y + B\,(c - \bar c) + F z, \qquad z \sim N(0, I_r), \qquad
+              F F^\top = \operatorname{Cov}(y - B c)
 
     where :math:`B` is the least-squares regression of the data on the conditions (absent without them) and
     :math:`r \le \min(q, n - 1)`. Exact where the data are jointly Gaussian with the conditions; otherwise the
@@ -106,7 +67,8 @@ class PodGaussian(nn.Module):
         count, spare = len(matrix), len(matrix) - 1 - known.shape[1]
         if spare < 1:
             raise ValueError(
-                f"`data` must hold more samples than conditions + 1; got {count} for {known.shape[1]} conditions."
+                f"`data` must hold at least {known.shape[1] + 2} samples for {known.shape[1]} conditions; "
+                f"got {count}."
             )
         mean, condition_mean = matrix.mean(0), known.mean(0)
         centred, known = matrix - mean, known - condition_mean
@@ -119,8 +81,11 @@ class PodGaussian(nn.Module):
         rank = max(1, int((singular > singular[0] * count * torch.finfo(torch.float64).eps).sum()))
         factor = modes[:rank].T * (singular[:rank] / math.sqrt(spare))
         for name, value in (
-            ("mean", mean), ("factor", factor), ("regression", regression), ("condition_mean", condition_mean),
-        ):  # fmt: skip
+            ("mean", mean),
+            ("factor", factor),
+            ("regression", regression),
+            ("condition_mean", condition_mean),
+        ):
             self.register_buffer(name, value.to(device=device, dtype=dtype).contiguous())
         self.output_shape = tuple(data.shape[1:])
 
@@ -135,7 +100,7 @@ class PodGaussian(nn.Module):
         return self.factor.shape[1]
 
     def transform(self, latent: Tensor, conditions: Tensor) -> Tensor:
-        """The affine map: latent codes ``(n, latent_dim)`` and conditions ``(n, c)`` to flat samples ``(n, q)``."""
+        """Map latent codes ``(n, latent_dim)`` and conditions ``(n, c)`` to flat samples ``(n, q)``."""
         return self.mean + (conditions - self.condition_mean) @ self.regression.T + latent @ self.factor.T
 
     def forward(self, inputs: Tensor, noise: NoiseStream) -> Tensor:
@@ -197,8 +162,7 @@ class Bootstrap(nn.Module):
             raise ValueError(
                 f"`neighbours` must lie in [1, {len(matrix)}], the number of samples; got {neighbours}."
             )
-        scale = (known - known.mean(0)).square().mean(0).sqrt()
-        scale = torch.where(scale > 0, scale, 1.0)
+        scale = deviations(known)
         mean = known.mean(0)
         for name, value in (
             ("rows", matrix), ("conditions", (known - mean) / scale),

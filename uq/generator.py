@@ -1,6 +1,7 @@
 r"""Wasserstein generator: a learned random vector or field, given as a model driven by latent codes.
 
-.. math:: G(z, c) = \underbrace{\bar y + B\,(c - \bar c) + F z_{1:r}}_{\text{POD-Gaussian}} + S\,f_\theta(z, c)
+.. math:: G(z, c) = \underbrace{\bar y + B\,(c - \bar c) + F z_{1:r}}_{\text{POD-Gaussian}}
+          + S\,f_\theta(z, c)
 
 The network :math:`f_\theta` starts at zero, so training starts from the Gaussian with the data's mean and
 covariance and has only the non-Gaussian part to learn. :func:`uq.training.train_wasserstein` trains it.
@@ -20,7 +21,8 @@ from torch import Tensor, nn
 
 from sde.networks import evaluate_in_blocks, perceptron
 from sde.noise import NoiseStream, Purpose
-from uq.baselines import PodGaussian, check_conditions, check_samples
+from sde.samples import check_conditions, check_samples
+from uq.baselines import PodGaussian
 
 __all__ = ["WassersteinGenerator", "gradient_penalty"]
 
@@ -71,10 +73,10 @@ class WassersteinGenerator(nn.Module):
         """Build the network with a last layer of zeros."""
         super().__init__()
         mean, conditions = base.mean, base.input_dim
-        condition_scale = mean.new_ones(conditions) if condition_scale is None else condition_scale
+        known_scale = mean.new_ones(conditions) if condition_scale is None else condition_scale
         for name, value, size in (
             ("scale", scale, len(mean)),
-            ("condition_scale", condition_scale, conditions),
+            ("condition_scale", known_scale, conditions),
         ):
             if value.shape != (size,) or not bool((value > 0).all()):
                 raise ValueError(
@@ -87,10 +89,11 @@ class WassersteinGenerator(nn.Module):
             )
         self.base = base
         self.calibrated = False
+        self.register_load_state_dict_post_hook(_notice_calibration)
         self.register_buffer("centre", mean.clone())
         self.register_buffer("recolour", torch.eye(len(mean), dtype=mean.dtype, device=mean.device))
         self.register_buffer("scale", scale.detach().to(mean, copy=True))
-        self.register_buffer("condition_scale", condition_scale.detach().to(mean, copy=True))
+        self.register_buffer("condition_scale", known_scale.detach().to(mean, copy=True))
         self.latent_dim = base.latent_dim + extra_latent
         sizes = (self.latent_dim + conditions, *[width] * depth, len(mean))
         self.network = perceptron(sizes, seed=seed, dtype=mean.dtype, device=mean.device, zero_last=True)
@@ -106,7 +109,7 @@ class WassersteinGenerator(nn.Module):
         return self.base.output_shape
 
     def transform(self, latent: Tensor, conditions: Tensor) -> Tensor:
-        """The map of latent codes ``(n, latent_dim)`` and conditions ``(n, c)`` to flat samples ``(n, q)``."""
+        """Map latent codes ``(n, latent_dim)`` and conditions ``(n, c)`` to flat samples ``(n, q)``."""
         known = (conditions - self.base.condition_mean) / self.condition_scale
         correction = self.scale * self.network(torch.cat((latent, known), 1))
         flat = self.base.transform(latent[:, : self.base.latent_dim], conditions) + correction
@@ -163,6 +166,14 @@ class WassersteinGenerator(nn.Module):
         )
 
 
+def _notice_calibration(generator: WassersteinGenerator, _: object) -> None:
+    """After loading a state: whether it holds a calibration."""
+    identity = torch.eye(len(generator.centre)).to(generator.recolour)
+    generator.calibrated = not (
+        torch.equal(generator.recolour, identity) and torch.equal(generator.centre, generator.base.mean)
+    )
+
+
 def _roots(covariance: Tensor) -> tuple[Tensor, Tensor]:
     """Square root of a covariance and its pseudo-inverse."""
     values, vectors = torch.linalg.eigh(covariance)
@@ -193,7 +204,8 @@ def gradient_penalty(
 
     Example:
         >>> critic = lambda x: x @ torch.tensor([[3.0], [4.0]])
-        >>> penalty, norm = gradient_penalty(critic, torch.ones(5, 2), torch.zeros(5, 2), torch.full((5, 1), 0.5))
+        >>> real, fake, mix = torch.ones(5, 2), torch.zeros(5, 2), torch.full((5, 1), 0.5)
+        >>> penalty, norm = gradient_penalty(critic, real, fake, mix)
         >>> penalty.item(), norm.item()
         (16.0, 5.0)
 

@@ -22,7 +22,8 @@ from sde.checkpoint import digest, load_checkpoint, save_checkpoint
 from sde.networks import ema_decay, perceptron, update_average
 from sde.noise import NoiseStream, Purpose
 from sde.progress import Progress
-from uq.baselines import PodGaussian, check_samples
+from sde.samples import check_samples, deviations
+from uq.baselines import PodGaussian
 from uq.generator import WassersteinGenerator, gradient_penalty
 
 if TYPE_CHECKING:
@@ -120,7 +121,8 @@ def train_wasserstein(
 ) -> tuple[WassersteinGenerator, History]:
     r"""Train a Wasserstein generator with a gradient penalty on samples of a random vector or field.
 
-    .. math:: \min_G \max_D \; E\,D(y, c) - E\,D(G(z, c), c) - \lambda\, E\bigl(\lVert\nabla D\rVert - 1\bigr)^2
+    .. math:: \min_G \max_D \; E\,D(y, c) - E\,D(G(z, c), c)
+              - \lambda\, E\bigl(\lVert\nabla D\rVert - 1\bigr)^2
 
     The critic sees standardised components times their weights. The critic gap (the difference of the two
     means) is a training signal, not an estimate of the Wasserstein distance; a gradient norm near 1 says that
@@ -203,7 +205,7 @@ class _Training:
     ) -> None:
         matrix, known = check_samples(data, conditions)
         base = PodGaussian(data, conditions, dtype=dtype, device=device)
-        scale, condition_scale = _unit(matrix), _unit(known)
+        scale, condition_scale = deviations(matrix), deviations(known)
         self.settings, self.seed = settings, seed
         self.generator = WassersteinGenerator(
             base, scale, condition_scale, width=settings.width, depth=settings.depth,
@@ -248,14 +250,15 @@ class _Training:
             fake = self._seen(self.generator.transform(latent.flatten(0, 1), known), known).unflatten(
                 0, rows.shape
             )
-        for k in range(settings.critic_steps):
-            gap, norm, critic_loss = self._critic_step(self.real[rows[k]], fake[k], mix[k])
+        measured = [
+            self._critic_step(self.real[rows[k]], fake[k], mix[k]) for k in range(settings.critic_steps)
+        ]
         generator_loss = self._generator_step(latent[-1], self.known[rows[-1]])
         update_average(self.average, self.generator, ema_decay(self.iteration, settings.average))
         self.iteration += 1
         self.seconds += time.perf_counter() - began
         if self.iteration % settings.log_every == 0 or self.iteration == settings.iterations:
-            self._log(gap, norm, critic_loss, generator_loss)
+            self._log(*measured[-1], generator_loss)
 
     def _critic_step(self, real: Tensor, fake: Tensor, mix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Move the critic to separate real from fake; returns the gap, the gradient norm and the loss."""
@@ -290,8 +293,8 @@ class _Training:
         )
         if not all(map(math.isfinite, row)):
             raise RuntimeError(
-                f"Wasserstein training diverged before iteration {self.iteration}: critic loss {float(critic_loss)}, "
-                f"generator loss {float(generator_loss)}. Lower the learning rates."
+                f"Wasserstein training diverged before iteration {self.iteration}: critic loss "
+                f"{float(critic_loss)}, generator loss {float(generator_loss)}. Lower the learning rates."
             )
         for name, value in zip(_COLUMNS, row, strict=True):
             self.history[name].append(value)
@@ -309,12 +312,6 @@ class _Training:
 
 
 _STATEFUL = ("generator", "average", "critic", "generator_adam", "critic_adam")
-
-
-def _unit(matrix: Tensor) -> Tensor:
-    """Standard deviation of each column, 1 where a column is constant."""
-    deviation = (matrix - matrix.mean(0)).square().mean(0).sqrt()
-    return torch.where(deviation > 0, deviation, 1.0)
 
 
 def _relative(weights: Tensor | None, size: int) -> Tensor:
@@ -346,7 +343,7 @@ class _Draws:
         self.held: tuple[int, Tensor, Tensor, Tensor] | None = None
 
     def __call__(self, iteration: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows ``(steps + 1, batch)``, latent codes ``(steps + 1, batch, latent)``, mix ``(steps, batch, 1)``."""
+        """Rows ``(steps + 1, batch)``, latent codes with one axis more and mix ``(steps, batch, 1)``."""
         group, position = divmod(iteration, _AHEAD)
         if self.held is None or self.held[0] != group:
             self.held = (group, *self._draw(NoiseStream(self.seed, group * _AHEAD, (group + 1) * _AHEAD)))

@@ -1,6 +1,6 @@
 r"""Samplers by conditional flow matching: the base is carried to the data along a learned velocity.
 
-.. math:: \frac{\mathrm{d}x_t}{\mathrm{d}t} = v_\theta(x_t, t, c), \qquad x_0 \sim N(0, I), \qquad x_1 \approx \text{data}
+.. math:: \dot x_t = v_\theta(x_t, t, c), \qquad x_0 \sim N(0, I), \qquad x_1 \approx \text{data}
 
 References:
     Lipman, Chen, Ben-Hamu, Nickel & Le (2023), Flow matching for generative modeling. arXiv:2210.02747
@@ -20,6 +20,7 @@ from inference.training import FitSettings, fit
 from sde.checkpoint import digest
 from sde.networks import evaluate_in_blocks, perceptron
 from sde.noise import NoiseStream, Purpose
+from sde.samples import check_conditions, check_samples, deviations
 
 __all__ = ["FlowSampler", "FlowSettings", "VelocityNetwork", "train_flow"]
 
@@ -178,13 +179,7 @@ class FlowSampler(nn.Module):
 
     def forward(self, inputs: Tensor, noise: NoiseStream) -> Tensor:
         """Generate: conditions ``(n, c)`` to samples ``(n, *output_shape)``, by the noise's latent codes."""
-        if not isinstance(inputs, Tensor):
-            raise TypeError(f"`inputs` must be a tensor; got {type(inputs).__name__}.")
-        if tuple(inputs.shape) != (len(noise), self.input_dim):
-            raise ValueError(
-                f"`inputs` must have shape ({len(noise)}, {self.input_dim}), one row of conditions per sample of the "
-                f"noise; got {tuple(inputs.shape)}."
-            )
+        check_conditions(inputs, noise, self.input_dim)
         mean = self.mean
         latent = noise.normals(self.latent_dim, purpose=Purpose.LATENT, dtype=mean.dtype, device=mean.device)
         return evaluate_in_blocks(self.transform, noise, latent, inputs.to(mean)).unflatten(
@@ -243,8 +238,9 @@ def train_flow(
     """
     settings = FlowSettings() if settings is None else settings
     interpolant = Interpolant() if interpolant is None else interpolant
-    matrix, known = _samples(data, conditions)
-    units = [part.to(device=device, dtype=dtype) for part in (*_units(matrix), *_units(known))]
+    matrix, known = check_samples(data, conditions)
+    columns = (matrix.mean(0), deviations(matrix), known.mean(0), deviations(known))
+    units = [part.to(device=device, dtype=dtype) for part in columns]
     target = (matrix.to(units[0]) - units[0]) / units[1]
     given = (known.to(units[0]) - units[2]) / units[3]
     draw = _Draws(seed, settings.batch, target.shape, dtype, torch.device(device))
@@ -277,36 +273,6 @@ def train_flow(
     return FlowSampler(
         velocity, *units, output_shape=tuple(data.shape[1:]), steps=settings.steps
     ).eval(), history
-
-
-def _samples(data: Tensor, conditions: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Checked training data as float64 matrices, conditions with no columns for ``None``."""
-    for name, value in (("data", data), ("conditions", conditions)):
-        if value is None:
-            continue
-        if not isinstance(value, Tensor) or not value.dtype.is_floating_point:
-            got = value.dtype if isinstance(value, Tensor) else type(value).__name__
-            raise TypeError(f"`{name}` must be a floating-point tensor; got {got}.")
-        if value.ndim < 2 or (value.numel() == 0 and name == "data"):
-            raise ValueError(f"`{name}` must have shape (n, ...) and not be empty; got {tuple(value.shape)}.")
-        if not value.isfinite().all():
-            row = int((~value.flatten(1).isfinite()).any(1).nonzero()[0, 0])
-            raise ValueError(f"`{name}` must be finite; row {row} is not. Remove failed samples first.")
-    if len(data) < 2:
-        raise ValueError(f"`data` must hold at least two samples; got {len(data)}.")
-    matrix = data.detach().cpu().flatten(1).double()
-    if conditions is None:
-        return matrix, matrix.new_zeros(len(matrix), 0)
-    if conditions.ndim != 2 or len(conditions) != len(data):
-        raise ValueError(f"`conditions` must have shape ({len(data)}, c); got {tuple(conditions.shape)}.")
-    return matrix, conditions.detach().cpu().double()
-
-
-def _units(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each column; 1 for the deviation of a constant one."""
-    mean = matrix.mean(0)
-    deviation = (matrix - mean).square().mean(0).sqrt()
-    return mean, torch.where(deviation > 0, deviation, 1.0)
 
 
 class _Draws:

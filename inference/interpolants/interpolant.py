@@ -17,14 +17,16 @@ Velocity = Callable[[Tensor, Tensor, Tensor], Tensor]
 class Interpolant:
     r"""The path from a base point to a target point, linear in both.
 
-    .. math:: x_t = \alpha(t)\, x_0 + \beta(t)\, x_1, \qquad \dot x_t = \dot\alpha(t)\, x_0 + \dot\beta(t)\, x_1
+    .. math:: x_t = \alpha(t)\, x_0 + \beta(t)\, x_1, \qquad
+              \dot x_t = \dot\alpha(t)\, x_0 + \dot\beta(t)\, x_1
 
     Attributes:
         schedule: The coefficients.
 
     Example:
-        >>> path = Interpolant()
-        >>> path.point(torch.tensor([[0.25]]), torch.tensor([[0.0, 4.0]]), torch.tensor([[4.0, 0.0]]))
+        >>> import torch
+        >>> base, target = torch.tensor([[0.0, 4.0]]), torch.tensor([[4.0, 0.0]])
+        >>> Interpolant().point(torch.tensor([[0.25]]), base, target)
         tensor([[1., 3.]])
 
     References:
@@ -49,7 +51,8 @@ def velocity_loss(
 ) -> Tensor:
     r"""Conditional flow-matching loss, whose minimiser carries the base to the target.
 
-    .. math:: L(v) = E\,\lVert v(x_t, t, c) - \dot x_t \rVert^2, \qquad v^*(x, t, c) = E[\dot x_t \mid x_t = x, c]
+    .. math:: L(v) = E\,\lVert v(x_t, t, c) - \dot x_t \rVert^2, \qquad
+              v^*(x, t, c) = E[\dot x_t \mid x_t = x, c]
 
     Args:
         velocity: Maps points ``(n, d)``, times ``(n, 1)`` and conditions ``(n, c)`` to velocities ``(n, d)``.
@@ -66,6 +69,7 @@ def velocity_loss(
         ValueError: If shapes disagree.
 
     Example:
+        >>> import torch
         >>> one = torch.ones(4, 2)
         >>> still = lambda x, t, c: torch.zeros_like(x)
         >>> velocity_loss(still, Interpolant(), 0 * one, 3 * one, 0.5 * one[:, :1], one[:, :0]).item()
