@@ -18,6 +18,7 @@ from uq.random_fields.covariance import Covariance
 __all__ = ["Coefficients", "KarhunenLoeve"]
 
 DENSE_POINTS = 1500  # up to here the dense eigensolver is quicker than Lanczos for any number of modes
+LOW_RANK = 400  # most columns of the factor of a smooth covariance
 STORED_POINTS = (
     12_000  # up to here the covariance matrix is stored (1.2 GB); beyond, recomputed in blocks of rows
 )
@@ -201,6 +202,9 @@ def _eigenpairs(
     if size <= DENSE_POINTS:
         values, vectors = linalg.eigh(_block(covariance, points, points, root, root).numpy())
         values, vectors = values[::-1], vectors[:, ::-1]
+    elif (factor := _pivoted_cholesky(covariance, points, root, num_modes or 1)) is not None:
+        vectors, singular, _ = linalg.svd(factor, full_matrices=False)
+        values = singular**2
     else:
         operator = _CovarianceOperator(covariance, points, root)
         operator = operator.stored() if size <= STORED_POINTS else operator
@@ -224,6 +228,30 @@ def _eigenpairs(
 
 def _block(covariance: Covariance, x: Tensor, y: Tensor, x_root: Tensor, y_root: Tensor) -> Tensor:
     return covariance(x, y) * x_root.unsqueeze(-1) * y_root
+
+
+def _pivoted_cholesky(covariance: Covariance, points: Tensor, root: Tensor, least: int) -> np.ndarray | None:
+    """A factor ``L`` with ``L @ L.T`` equal to the weighted covariance up to 1e-13 of its trace, or ``None``.
+
+    Smooth covariances have low rank: a few hundred columns then replace the matrix. ``None`` where more than
+    ``LOW_RANK`` columns are needed, or fewer than ``least`` suffice.
+
+    References:
+        Harbrecht, Peters & Schneider (2012), algorithm 1. doi:10.1016/j.apnum.2011.10.001
+    """
+    size = len(points)
+    factor = np.empty((size, LOW_RANK))
+    remaining = (covariance.variance * root.square()).numpy().copy()
+    enough = 1e-13 * remaining.sum()
+    for rank in range(LOW_RANK):
+        if remaining.clip(0).sum() <= enough:
+            return factor[:, :rank] if rank >= least else None
+        pivot = int(remaining.argmax())
+        row = _block(covariance, points[pivot : pivot + 1], points, root[pivot : pivot + 1], root)[0].numpy()
+        column = (row - factor[:, :rank] @ factor[pivot, :rank]) / np.sqrt(remaining[pivot])
+        factor[:, rank] = column
+        remaining -= column**2
+    return None
 
 
 class _CovarianceOperator(sparse_linalg.LinearOperator):
