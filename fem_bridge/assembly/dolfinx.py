@@ -1,8 +1,11 @@
 """The DOLFINx assembler: the only file that imports FEniCS.
 
-Written for DOLFINx 0.5.2 to 0.11 by looking at what the installed release offers, never at its number. Only 0.5.2
-(Debian 12) has been run; the branches for later releases follow their sources.
+Written for DOLFINx 0.5.2 to 0.11 by looking at what the installed release offers, never at its number. Only
+0.5.2 (Debian 12) has been run; the branches for later releases follow their sources.
 """
+
+# DOLFINx comes without types
+# pyright: reportAttributeAccessIssue=false, reportOperatorIssue=false
 
 import inspect
 import warnings
@@ -70,7 +73,7 @@ class DolfinxAssembler:
             elasticity=plane_strain_elasticity(poisson),
             areas=grid.areas(),
             consistent_mass=_assemble(mass * ufl.dx, vector_dofs, vector_dofs),
-            lumped_mass=lumped.diagonal(),
+            lumped_mass=np.asarray(lumped.diagonal(), dtype=np.float64),
             boundary_mass=grid.boundary_mass(space, vector_dofs),
             poisson=float(poisson),
             density=float(density),
@@ -115,15 +118,15 @@ def mesh_from_dolfinx(
     Raises:
         ValueError: If the cells are not straight triangles.
     """
-    geometry, topology = mesh.geometry, mesh.topology  # pyright: ignore[reportAttributeAccessIssue]
+    geometry, topology = mesh.geometry, mesh.topology
     nodes = _geometry_nodes(mesh)
     if nodes.shape[1] != 3:
         raise ValueError(f"`mesh` must consist of straight triangles; got cells of {nodes.shape[1]} nodes.")
     boundaries: dict[str, NDArray[np.int64]] = {}
     if facet_tags is not None:
         vertices = _facet_nodes(mesh, nodes)
-        for tag in np.unique(facet_tags.values).tolist():  # pyright: ignore[reportAttributeAccessIssue]
-            boundaries[(names or {}).get(tag, str(tag))] = vertices[facet_tags.find(tag)]  # pyright: ignore[reportAttributeAccessIssue]
+        for tag in np.unique(facet_tags.values).tolist():
+            boundaries[(names or {}).get(tag, str(tag))] = vertices[facet_tags.find(tag)]
     used = topology.index_map(2).size_local
     return Mesh(geometry.x[:, :2], nodes[:used], boundaries)
 
@@ -141,8 +144,8 @@ class _Grid:
     def of(mesh: Mesh) -> "_Grid":
         """Build the DOLFINx mesh and read off the permutations."""
         grid = _create_mesh(mesh)
-        nodes = np.asarray(grid.geometry.input_global_indices, dtype=np.int64)  # pyright: ignore[reportAttributeAccessIssue]
-        cells = np.asarray(grid.topology.original_cell_index, dtype=np.int64)  # pyright: ignore[reportAttributeAccessIssue]
+        nodes = np.asarray(grid.geometry.input_global_indices, dtype=np.int64)
+        cells = np.asarray(grid.topology.original_cell_index, dtype=np.int64)
         return _Grid(grid, mesh, nodes, cells)
 
     def scalar_space(self) -> tuple[object, NDArray[np.int64]]:
@@ -178,10 +181,10 @@ class _Grid:
         cell = np.empty(len(self.cells), dtype=np.int64)
         cell[_dof_table(space, len(self.cells))[:, 0]] = self.cells
         u, v = ufl.TrialFunction(space), ufl.TestFunction(space)
-        return _assemble(u * v * ufl.dx, cell, cell).diagonal()
+        return np.asarray(_assemble(u * v * ufl.dx, cell, cell).diagonal(), dtype=np.float64)
 
     def strain(self, space: object, dofs: NDArray[np.int64]) -> csr_matrix:
-        """Strain operator: the form with a stress test function that is constant in each cell, over the areas."""
+        """Strain operator: the form with test functions that are constant in each cell, over the areas."""
         ufl = _fenics().ufl
         stresses = _space(self.grid, "DG", 0, (3,))
         blocks = np.empty(len(self.cells), dtype=np.int64)
@@ -234,8 +237,9 @@ def _fenics() -> SimpleNamespace:
         from petsc4py import PETSc
     except ImportError as error:
         raise ImportError(
-            "This assembler needs DOLFINx, which is not on PyPI: apt install python3-dolfinx, or conda install -c "
-            "conda-forge fenics-dolfinx. SkfemAssembler() needs only pip install 'sdeuq[fem]'."
+            "This assembler needs DOLFINx, which is not on PyPI: apt install python3-dolfinx, or "
+            "conda install -c conda-forge fenics-dolfinx. SkfemAssembler() only needs pip install "
+            "'sdeuq[fem]'."
         ) from error
     return SimpleNamespace(
         dolfinx=dolfinx,
@@ -258,7 +262,7 @@ def _compiling() -> Iterator[None]:
 
 def _domain(grid: object) -> object:
     """The UFL domain of a mesh: the mesh itself before release 0.7."""
-    return grid.ufl_domain()  # pyright: ignore[reportAttributeAccessIssue]
+    return grid.ufl_domain()
 
 
 def _create_mesh(mesh: Mesh) -> object:
@@ -292,13 +296,13 @@ def _space(grid: object, family: str, degree: int, shape: tuple[int, ...]) -> ob
 
 def _dof_table(space: object, num_cells: int) -> NDArray[np.int64]:
     """Blocks of degrees of freedom of the cells, shape ``(C, k)``."""
-    dofmap = space.dofmap  # pyright: ignore[reportAttributeAccessIssue]
+    dofmap = space.dofmap
     return np.stack([dofmap.cell_dofs(cell) for cell in range(num_cells)]).astype(np.int64)
 
 
 def _geometry_nodes(grid: object) -> NDArray[np.int64]:
-    """Geometry nodes of the cells, shape ``(C, 3)``: an adjacency list, an array or one of several by release."""
-    geometry = grid.geometry  # pyright: ignore[reportAttributeAccessIssue]
+    """Geometry nodes of the cells, shape ``(C, 3)``; releases keep them in three ways."""
+    geometry = grid.geometry
     table = (
         geometry.dofmaps[0]
         if hasattr(geometry, "dofmaps") and not callable(geometry.dofmaps)
@@ -311,7 +315,7 @@ def _geometry_nodes(grid: object) -> NDArray[np.int64]:
 
 def _facet_nodes(grid: object, nodes: NDArray[np.int64]) -> NDArray[np.int64]:
     """Geometry nodes of the facets, shape ``(F, 2)``."""
-    topology = grid.topology  # pyright: ignore[reportAttributeAccessIssue]
+    topology = grid.topology
     topology.create_connectivity(1, 0)
     topology.create_connectivity(2, 0)
     vertices = np.asarray(topology.connectivity(2, 0).array, dtype=np.int64).reshape(-1, 3)
@@ -326,7 +330,7 @@ def _edge_keys(pairs: NDArray[np.int64], num_nodes: int) -> NDArray[np.int64]:
 
 
 def _assemble(form: object, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> csr_matrix:
-    """Assemble through PETSc and renumber: ``rows[i]`` and ``columns[j]`` are ours for their ``i`` and ``j``."""
+    """Assemble through PETSc and renumber: ``rows[i]`` and ``columns[j]`` are ours for their i and j."""
     fem: ModuleType = _fenics().fem
     with _compiling():
         compiled = fem.form(form)

@@ -28,8 +28,8 @@ class ElasticOperators:
 
     .. math:: K(E) = S^T \, \mathrm{diag}(a_c E_c) \otimes D \, S
 
-    with the strain operator ``S``, the areas ``a_c`` and the elasticity matrix ``D`` of unit modulus: linear in the
-    moduli, so a sample of a random medium needs no assembly.
+    with the strain operator ``S``, the areas ``a_c`` and the elasticity matrix ``D`` of unit modulus: linear
+    in the moduli, so a sample of a random medium needs no assembly.
 
     Attributes:
         mesh: The mesh; degree of freedom ``2 * node + component``.
@@ -68,14 +68,12 @@ class ElasticOperators:
 
 @runtime_checkable
 class Assembler(Protocol):
-    """A finite-element code that turns a mesh into arrays.
-
-    Attributes:
-        name: Name and version of the code, written beside every result.
-    """
+    """A finite-element code that turns a mesh into arrays."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Name and version of the code."""
+        ...
 
     def elastic(self, mesh: Mesh, *, poisson: float, density: float) -> ElasticOperators:
         """Operators of plane-strain elasticity with the given Poisson's ratio and density [kg/m^3]."""

@@ -19,12 +19,13 @@ class Mesh:
     Args:
         points: Coordinates of the nodes [m], float64, shape ``(N, 2)``.
         cells: Nodes of each triangle, int64, shape ``(C, 3)``, in either orientation.
-        boundaries: Name to node pairs of its facets, int64, shape ``(F, 2)``; each pair is an edge of one cell.
+        boundaries: Name to node pairs of its facets, int64, shape ``(F, 2)``; each pair is an edge of one
+            cell.
 
     Raises:
         TypeError: If cells or facets are not integers.
-        ValueError: If a shape is wrong, a coordinate is not finite, a node does not exist, a cell has no area or a
-            facet is no edge on the border of the mesh.
+        ValueError: If a shape is wrong, a coordinate is not finite, a node does not exist, a cell has no
+            area or a facet is no edge on the border of the mesh.
 
     Example:
         >>> mesh = Mesh([[0, 0], [1, 0], [0, 1]], [[0, 1, 2]], {"bottom": [[0, 1]]})
@@ -54,7 +55,7 @@ class Mesh:
         flat = np.flatnonzero(self.areas <= 1e-14 * self.areas.max(initial=0.0))
         if flat.size:
             raise ValueError(
-                f"`cells` must be triangles of positive area; got {flat.size} without, the first is cell {flat[0]}."
+                f"`cells` must be triangles of positive area; got {flat.size} without, first cell {flat[0]}."
             )
 
     @property
@@ -85,7 +86,7 @@ class Mesh:
         return self.points[self.cells].mean(1)
 
     def facets(self, name: str) -> NDArray[np.int64]:
-        """Node pairs of the facets of a boundary, shape ``(F, 2)``; ValueError if there is no such boundary."""
+        """Node pairs of the facets of a boundary, shape ``(F, 2)``; ValueError if there is none."""
         if name not in self.boundaries:
             known = ", ".join(sorted(self.boundaries)) or "none"
             raise ValueError(f"`name` must be a boundary of the mesh; got '{name}'. It has: {known}.")

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -67,7 +68,7 @@ class SkfemAssembler:
         )
 
     def stiffness(self, mesh: Mesh, modulus: ArrayLike, *, poisson: float) -> csr_matrix:
-        """Stiffness matrix [Pa] for Young's moduli [Pa] of the cells, shape ``(C,)``, by scikit-fem's quadrature."""
+        """Stiffness matrix [Pa] for moduli [Pa] of the cells, shape ``(C,)``, by scikit-fem's quadrature."""
         skfem, elasticity = _skfem(), import_module("skfem.models.elasticity")
         values = check_modulus(modulus, mesh)
         first, second = elasticity.lame_parameters(1.0, poisson)
@@ -140,7 +141,7 @@ def _vertex_mass(mesh: Mesh) -> NDArray[np.float64]:
 def _boundary_mass(mesh: Mesh, name: str) -> csr_matrix:
     """Mass matrix of a boundary, of vector fields."""
     skfem = _skfem()
-    grid = _mesh(mesh)
+    grid: Any = _mesh(mesh)
     wanted = np.sort(mesh.facets(name), axis=1)
     if not len(wanted):
         return csr_matrix((mesh.num_dofs, mesh.num_dofs))

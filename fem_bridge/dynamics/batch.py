@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -32,7 +32,8 @@ class Batch:
         observe: Observed degrees of freedom, shape ``(o,)``.
         displacement: Initial displacements [m], shape ``(D, n)``.
         velocity: Initial velocities [m/s], shape ``(D, n)``.
-        tick: Called with the number of intervals that were completed since the last call.
+        tick: Called with the number of intervals that were completed since the last call, if anyone wants to
+            know.
     """
 
     system: ElasticSystem
@@ -46,7 +47,7 @@ class Batch:
     observe: Tensor
     displacement: Tensor
     velocity: Tensor
-    tick: Callable[[int], None]
+    tick: Callable[[int], None] | None
 
     @property
     def num_samples(self) -> int:
@@ -86,12 +87,11 @@ class Stepper(Protocol):
 class Integrator(Protocol):
     """A time integration scheme.
 
-    Attributes:
-        explicit: Whether it is stable only below a critical step.
+    Implementations: :class:`CentralDifference`, :class:`Newmark`, :class:`GeneralizedAlpha`.
     """
 
-    @property
-    def explicit(self) -> bool: ...
+    explicit: ClassVar[bool]
+    """Whether the scheme is stable only below a critical step."""
 
     def run(self, batch: Batch) -> Tensor:
         """Observed displacements at the output instants, shape ``(T, o, n)``."""
@@ -106,5 +106,6 @@ def march(batch: Batch, stepper: Stepper) -> Tensor:
         for index in range(interval * batch.substeps, (interval + 1) * batch.substeps):
             state = stepper.step(state, index + 1)
         frames.append(state[0][batch.observe])
-        batch.tick(1)
+        if batch.tick is not None:
+            batch.tick(1)
     return torch.stack(frames)

@@ -19,8 +19,8 @@ __all__ = ["EffectiveSolver"]
 class EffectiveSolver:
     r"""The inverse of :math:`A(E) = c_M M + c_K K(E)` on the free degrees of freedom, with zeros elsewhere.
 
-    On the CPU by a sparse factorisation, on a GPU by a dense one: of one matrix for moduli that the batch shares, of
-    one per sample otherwise.
+    On the CPU by a sparse factorisation, on a GPU by a dense one: of one matrix for moduli that the batch
+    shares, of one per sample otherwise.
 
     Attributes:
         system: The system.
@@ -53,7 +53,7 @@ class EffectiveSolver:
         return EffectiveSolver(system, columns, stiffness, apply)
 
     def solve(self, right: Tensor) -> Tensor:
-        """Solve for columns of shape ``(D, n)``; rows that are not free are ignored, and zero in the result."""
+        """Solve for columns of shape ``(D, n)``; rows that are not free are ignored, and 0 in the result."""
         return _Solve.apply(right, self.columns, self)  # pyright: ignore[reportReturnType]
 
     def solve_free(self, right: Tensor) -> Tensor:

@@ -18,9 +18,9 @@ class CentralDifference:
 
     .. math:: M_L \, (u_{k+1} - 2 u_k + u_{k-1}) / \Delta t^2 = f(t_k) - K u_k
 
-    Stable for :math:`\Delta t < 2 / \omega_{\max}` (:meth:`ElasticSystem.critical_step`). It is stepped through
-    velocities at half steps, which loses least to rounding. On the CPU without gradients a compiled kernel takes
-    the steps where a C++ compiler was found; otherwise torch does. Both agree to rounding.
+    Stable for :math:`\Delta t < 2 / \omega_{\max}` (:meth:`ElasticSystem.critical_step`). It is stepped
+    through velocities at half steps, which loses least to rounding. On the CPU without gradients a compiled
+    kernel takes the steps where a C++ compiler was found; otherwise torch does. Both agree to rounding.
 
     Attributes:
         compiled: Whether the kernel may be used.

@@ -23,10 +23,10 @@ class Newmark:
         u_{k+1} &= u_k + \Delta t\, v_k + \Delta t^2 \left[ (1/2 - \beta) a_k + \beta a_{k+1} \right] \\
         v_{k+1} &= v_k + \Delta t \left[ (1 - \gamma) a_k + \gamma a_{k+1} \right]
 
-    Stable at any step for :math:`2 \beta \ge \gamma \ge 1/2`, second order for :math:`\gamma = 1/2`. The effective
-    matrix is factored once for moduli shared by the batch, and once per sample otherwise. Prescribed motion starts
-    without acceleration, and its later accelerations follow from the formula above: a part of a body driven by the
-    histories of the whole repeats the whole.
+    Stable at any step for :math:`2 \beta \ge \gamma \ge 1/2`, second order for :math:`\gamma = 1/2`. The
+    effective matrix is factored once for moduli shared by the batch, and once per sample otherwise.
+    Prescribed motion starts without acceleration, and its later accelerations follow from the formula above:
+    a part of a body driven by the histories of the whole repeats the whole.
 
     Attributes:
         beta: Weight of the new acceleration in the displacement, positive.
@@ -61,11 +61,11 @@ class GeneralizedAlpha:
     .. math:: M a_{k+1-\alpha_m} + K u_{k+1-\alpha_f} = f(t_{k+1-\alpha_f}), \qquad
         \alpha_m = \frac{2 \rho - 1}{\rho + 1}, \quad \alpha_f = \frac{\rho}{\rho + 1}
 
-    with Newmark's formulas for :math:`\gamma = 1/2 - \alpha_m + \alpha_f`, :math:`\beta = (1 - \alpha_m + \alpha_f)^2/4`.
-    Stable at any step. Prescribed motion is treated as by :class:`Newmark`.
+    with Newmark's formulas for :math:`\gamma = 1/2 - \alpha_m + \alpha_f` and
+    :math:`\beta = (1 - \alpha_m + \alpha_f)^2/4`. Stable at any step. Prescribed motion is treated as by :class:`Newmark`.
 
     Attributes:
-        rho_inf: Spectral radius at infinite frequency, in [0, 1]: 1 does not damp, 0 removes them in one step.
+        rho_inf: Spectral radius at infinite frequency, in [0, 1]: 1 does not damp, 0 does most.
 
     Raises:
         ValueError: If the radius is out of range.

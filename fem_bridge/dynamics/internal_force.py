@@ -18,6 +18,7 @@ __all__ = [
     "SampledForce",
     "element_eigenvalues",
     "element_strains",
+    "element_table",
     "largest_eigenvalue",
     "sparse_tensor",
     "start_vector",
@@ -44,7 +45,13 @@ class SampledForce(torch.autograd.Function):
     """``B^T (E o (B u))`` with one column of moduli per sample, or one for all; ``u`` of shape ``(D, n)``."""
 
     @staticmethod
-    def forward(ctx: Any, u: Tensor, modulus: Tensor, factor: Tensor, transposed: Tensor) -> Tensor:  # noqa: ANN401
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        u: Tensor,
+        modulus: Tensor,
+        factor: Tensor,
+        transposed: Tensor,
+    ) -> Tensor:
         """Internal forces."""
         ctx.save_for_backward(u, modulus)
         ctx.factors = factor, transposed
@@ -88,18 +95,25 @@ def element_strains(operators: ElasticOperators) -> NDArray[np.float64]:
     return np.asarray(operators.strain[rows, columns]).reshape(shape)
 
 
-def element_eigenvalues(operators: ElasticOperators) -> NDArray[np.float64]:
-    """Largest eigenvalue of each cell's stiffness for a modulus of 1 over its share of the lumped mass, ``(C,)``."""
-    strains = element_strains(operators)
+def element_eigenvalues(operators: ElasticOperators, strains: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Largest eigenvalue of each cell on its own for a modulus of 1, shape ``(C,)``."""
     root = np.linalg.cholesky(operators.elasticity).T @ strains
-    return np.linalg.eigvalsh(root @ root.transpose(0, 2, 1))[:, -1] * 3 / operators.density
+    return np.asarray(
+        np.linalg.eigvalsh(root @ root.transpose(0, 2, 1))[:, -1] * 3 / operators.density, dtype=np.float64
+    )
+
+
+def element_table(operators: ElasticOperators, strains: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Gradients of the second and third shape function and area of each cell, shape ``(C, 5)``."""
+    gradients = (strains[:, 0, 2], strains[:, 1, 3], strains[:, 0, 4], strains[:, 1, 5])
+    return np.stack([*gradients, operators.areas], 1)
 
 
 def largest_eigenvalue(apply: Callable[[Tensor], Tensor], start: Tensor, *, iterations: int) -> Tensor:
     """Upper estimate of the largest eigenvalue of ``n`` symmetric operators, by Lanczos iteration.
 
-    The largest Ritz value plus its residual: the residual bounds the distance to an eigenvalue, and the start has
-    components along all of them.
+    The largest Ritz value plus its residual: the residual bounds the distance to an eigenvalue, and the
+    start has components along all of them.
 
     Args:
         apply: The operators, on columns of shape ``(D, n)``.

@@ -1,4 +1,4 @@
-"""The CPU kernel of central difference: compiled once with the system compiler, called through a C interface."""
+"""The CPU kernel of central difference: compiled once with the system compiler, called through ctypes."""
 
 import ctypes
 import functools
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from fem_bridge.dynamics.batch import Batch
-from fem_bridge.dynamics.internal_force import element_strains
 from fem_bridge.dynamics.loads import SeparableLoad
+from fem_bridge.dynamics.system import ElasticSystem
 from sde.noise.cpp import cache_directory
 
 __all__ = ["Library", "can_run", "load", "run"]
@@ -95,7 +95,8 @@ def run(batch: Batch) -> Tensor:
     frames[0, :, :n] = batch.displacement[batch.observe]
     state = [_blocks(_fill(column, width), lanes) for column in (batch.displacement, batch.velocity)]
     arrays = [
-        *_element_tables(batch),
+        system.element_table,
+        _elasticity(system),
         moduli.contiguous() if shared else _blocks(_fill(moduli.T, width), lanes),
         batch.dt * system.inverse_mass,
         *(spatial, amplitude, history),
@@ -116,17 +117,18 @@ def run(batch: Batch) -> Tensor:
             ctypes.c_double(batch.dt),
             int(shared),
             int(system.dtype == torch.float32),
-            torch.get_num_threads(),
+            min(torch.get_num_threads(), width // lanes),
         )
         if status:
             raise RuntimeError(f"The kernel of central difference has no blocks of {lanes} samples.")
-        batch.tick(last - first)
+        if batch.tick is not None:
+            batch.tick(last - first)
     return frames[:, :, :n]
 
 
 def _pieces(batch: Batch) -> list[tuple[int, int]]:
-    """Ranges of intervals, about twenty: a range is one call, and progress is shown in between."""
-    length = max(1, batch.num_intervals // 20)
+    """Ranges of intervals, one call each: all of them, or about twenty where progress is shown in between."""
+    length = batch.num_intervals if batch.tick is None else max(1, batch.num_intervals // 20)
     return [(k, min(k + length, batch.num_intervals)) for k in range(0, batch.num_intervals, length)]
 
 
@@ -135,17 +137,10 @@ def _nodes(batch: Batch) -> Tensor:
     return torch.tensor(batch.system.operators.mesh.cells)
 
 
-def _element_tables(batch: Batch) -> tuple[Tensor, Tensor]:
-    """Gradients of the second and third shape function and area of each cell, and the constants of elasticity."""
-    operators = batch.system.operators
-    strains = torch.tensor(element_strains(operators))
-    areas = torch.tensor(operators.areas)
-    gradients = torch.stack(
-        [strains[:, 0, 2], strains[:, 1, 3], strains[:, 0, 4], strains[:, 1, 5], areas], 1
-    )
-    elasticity = torch.tensor(operators.elasticity)
-    constants = torch.stack([elasticity[0, 0], elasticity[0, 1], elasticity[2, 2]])
-    return gradients.to(batch.system.dtype).contiguous(), constants.to(batch.system.dtype)
+def _elasticity(system: ElasticSystem) -> Tensor:
+    """The constants of elasticity: axial, lateral, shear."""
+    matrix = system.operators.elasticity
+    return torch.tensor([matrix[0, 0], matrix[0, 1], matrix[2, 2]], dtype=system.dtype)
 
 
 def _load_tables(batch: Batch, width: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -155,8 +150,8 @@ def _load_tables(batch: Batch, width: int) -> tuple[Tensor, Tensor, Tensor]:
         return torch.empty(0, dtype=torch.int64), like.new_empty(0), like.new_empty(0)
     spatial = batch.load.spatial.detach().to(like)
     rows = torch.nonzero((spatial != 0).any(0))[:, 0]
-    steps = range(batch.num_intervals * batch.substeps)
-    amplitude = torch.stack([batch.load.pulse(batch.time(k)).detach().to(like) for k in steps])
+    steps = torch.arange(batch.num_intervals * batch.substeps, dtype=torch.float64)
+    amplitude = batch.load.pulse.table(batch.start + steps * batch.dt).detach().to(like)
     acting = torch.nonzero((amplitude != 0).any(1))
     length = int(acting[-1]) + 1 if len(acting) else 0
     return rows, _fill(spatial[:, rows].T, width), _fill(amplitude[:length], width)

@@ -18,6 +18,10 @@ class Pulse(Protocol):
         """Values at ``time`` [s], shape ``(n,)``."""
         ...
 
+    def table(self, times: Tensor) -> Tensor:
+        """Values at instants of shape ``(T,)``, shape ``(T, n)``."""
+        ...
+
     def select(self, samples: Tensor) -> "Pulse":
         """The pulses of some samples (int64, shape ``(k,)``), in that order."""
         ...
@@ -59,15 +63,24 @@ class SineSquaredPulse:
 
     def __post_init__(self) -> None:
         if self.duration.ndim != 1 or not bool((self.duration > 0).all()):
+            shape, values = tuple(self.duration.shape), self.duration.detach().flatten().tolist()
             raise ValueError(
-                f"`duration` must be positive, one per sample; got {tuple(self.duration.shape)} values of minimum "
-                f"{float(self.duration.min()) if self.duration.numel() else 'none'}."
+                f"`duration` must be positive, one per sample; got shape {shape}, least {min(values, default=None)}."
             )
 
     def __call__(self, time: float) -> Tensor:
         """Values at ``time`` [s], shape ``(n,)``."""
-        phase = (time / self.duration).clamp(0, 1)
-        return torch.where(phase < 1, torch.sin(math.pi * phase), torch.zeros_like(phase)) ** 2
+        return self._of(time / self.duration)
+
+    def table(self, times: Tensor) -> Tensor:
+        """Values at instants of shape ``(T,)``, shape ``(T, n)``."""
+        return self._of(times.to(self.duration)[:, None] / self.duration)
+
+    @staticmethod
+    def _of(phase: Tensor) -> Tensor:
+        """The pulse over the fraction of its duration, exactly 0 outside."""
+        inside = (phase > 0) & (phase < 1)
+        return torch.where(inside, torch.sin(math.pi * phase), torch.zeros_like(phase)) ** 2
 
     def select(self, samples: Tensor) -> "SineSquaredPulse":
         """The pulses of some samples (int64, shape ``(k,)``), in that order."""
@@ -76,7 +89,9 @@ class SineSquaredPulse:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class SeparableLoad:
-    r"""A pattern in space times a function of time, :math:`f_i(t) = \mathrm{pulse}_i(t) \, \mathrm{spatial}_i`.
+    r"""A pattern in space times a function of time.
+
+    .. math:: f_i(t) = \mathrm{pulse}_i(t) \, \mathrm{spatial}_i
 
     Attributes:
         spatial: Nodal forces [N/m] of each sample for a pulse of 1, shape ``(n, D)``.

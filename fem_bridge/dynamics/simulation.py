@@ -22,8 +22,8 @@ class Trajectory:
 
     Attributes:
         times: Output instants [s], shape ``(T,)``.
-        displacement: Displacements [m] of the observed degrees of freedom, shape ``(n, T, len(observe))``; the rows
-            of a sample that diverged are NaN.
+        displacement: Displacements [m] of the observed degrees of freedom, shape ``(n, T, len(observe))``;
+            the rows of a sample that diverged are NaN.
         observe: The observed degrees of freedom.
         substeps: Steps taken between output instants, shape ``(n,)``.
     """
@@ -42,7 +42,8 @@ class Trajectory:
 def substeps_for(system: ElasticSystem, modulus: Tensor, dt: float, *, safety: float = 0.9) -> Tensor:
     """Fewest equal steps within ``dt`` that keep central difference stable.
 
-    The free bound :meth:`ElasticSystem.safe_step` decides where it can, and the critical step where it cannot.
+    The free bound :meth:`ElasticSystem.safe_step` decides where it can, and the critical step where it
+    cannot.
 
     Args:
         system: The system.
@@ -85,8 +86,8 @@ def simulate(
 ) -> Trajectory:
     """Integrate a batch of samples in time.
 
-    Differentiable in the moduli, the load, the motion and the initial state. A sample depends on its own rows only.
-    An explicit scheme above its critical step is refused before any arithmetic.
+    Differentiable in the moduli, the load, the motion and the initial state. A sample depends on its own
+    rows only. An explicit scheme above its critical step is refused before any arithmetic.
 
     Args:
         system: The system, on the device and in the dtype of the computation.
@@ -99,7 +100,8 @@ def simulate(
         substeps: Equal steps taken between output instants, for all samples or per sample, shape ``(n,)``.
         observe: Degrees of freedom to return, shape ``(o,)``; ``None`` returns all.
         displacement: Initial displacements [m], shape ``(n, D)``; ``None`` is zero. Fixed ones keep theirs.
-        velocity: Initial velocities [m/s], shape ``(n, D)``; ``None`` is zero. Ignored where the motion is prescribed.
+        velocity: Initial velocities [m/s], shape ``(n, D)``; ``None`` is zero. Ignored where the motion is
+            prescribed.
         check_stability: Refuse steps above the critical one.
         progress: Show a bar.
 
@@ -108,8 +110,8 @@ def simulate(
 
     Raises:
         TypeError: If the integrator is none.
-        ValueError: If shapes disagree, values are not finite or positive, ``times`` is not uniform, motion is given
-            without driven degrees of freedom or missing with them, or a step is unstable.
+        ValueError: If shapes disagree, values are not finite or positive, ``times`` is not uniform, motion
+            is given without driven degrees of freedom or missing with them, or a step is unstable.
 
     Example:
         >>> from fem_bridge.assembly import rectangle
@@ -154,7 +156,7 @@ def simulate(
                 observe=shown.to(system.device),
                 displacement=_initial(displacement, rows, system),
                 velocity=_initial(velocity, rows, system),
-                tick=bar.update,
+                tick=bar.update if progress else None,
             )
             pieces.append(integrator.run(_constrain(batch)))
             order.append(rows)
@@ -195,8 +197,8 @@ def _interval(times: Tensor) -> float:
     worst = int((steps - interval).abs().argmax())
     if abs(float(steps[worst]) - interval) > slack:
         raise ValueError(
-            f"`times` must increase by equal intervals; got {float(steps[worst]):.6g} s after instant {worst}, "
-            f"{interval:.6g} s on average."
+            f"`times` must increase by equal intervals; got {float(steps[worst]):.6g} s after "
+            f"instant {worst} and {interval:.6g} s on average."
         )
     return interval
 
@@ -275,7 +277,8 @@ def _observed(observe: Tensor | None, system: ElasticSystem) -> Tensor:
         )
     if len(shown) and not 0 <= int(shown.min()) <= int(shown.max()) < system.num_dofs:
         raise ValueError(
-            f"`observe` must lie from 0 to {system.num_dofs - 1}; got {int(shown.min())} to {int(shown.max())}."
+            f"`observe` must lie from 0 to {system.num_dofs - 1}; "
+            f"got {int(shown.min())} to {int(shown.max())}."
         )
     return shown.long()
 
@@ -290,9 +293,10 @@ def _check_stability(system: ElasticSystem, modulus: Tensor, interval: float, co
     bad = torch.nonzero(steps[unsure] >= critical)[:, 0]
     if len(bad):
         sample, limit = int(unsure[bad[0]]), float(critical.expand(len(unsure))[bad[0]])
+        step = float(steps[sample])
         raise ValueError(
-            f"`times` with `substeps` must give steps below the critical one; got {float(steps[sample]):.4g} s for "
-            f"sample {sample}, whose critical step is {limit:.4g} s. "
+            f"`times` with `substeps` must give steps below the critical one; got {step:.4g} s for sample {sample}, "
+            f"whose critical step is {limit:.4g} s. "
             f"Use substeps=substeps_for(system, modulus, {interval:.4g})."
         )
 
@@ -310,7 +314,7 @@ def _initial(field: Tensor | None, rows: Tensor, system: ElasticSystem) -> Tenso
 
 
 def _history(motion: Tensor, substeps: int) -> Tensor:
-    """Prescribed displacements at every step, shape ``(steps + 1, m, k)``: cubic splines between output instants."""
+    """Prescribed displacements at every step, shape ``(steps + 1, m, k)``, by cubic splines."""
     frames = motion.permute(1, 2, 0)
     if substeps == 1:
         return frames.contiguous()

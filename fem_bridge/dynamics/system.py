@@ -13,6 +13,8 @@ from fem_bridge.dynamics.internal_force import (
     ConstantProduct,
     SampledForce,
     element_eigenvalues,
+    element_strains,
+    element_table,
     largest_eigenvalue,
     sparse_tensor,
     start_vector,
@@ -30,9 +32,9 @@ class ElasticSystem:
 
     .. math:: M \ddot u + K(E) \, u = f(t), \qquad u = u_0 \text{ if fixed}, \quad u = g(t) \text{ if driven}.
 
-    With the factor ``B`` of :math:`K(E) = B^T \mathrm{diag}(E) B`, whose three rows of a cell share its Young's
-    modulus, the internal forces of a batch are two products with constant sparse matrices: nothing is assembled for
-    a sample. Build it by :meth:`from_operators`.
+    With the factor ``B`` of :math:`K(E) = B^T \mathrm{diag}(E) B`, whose three rows of a cell share its
+    Young's modulus, the internal forces of a batch are two products with constant sparse matrices: nothing
+    is assembled for a sample. Build it by :meth:`from_operators`.
 
     Attributes:
         operators: What the assembler delivered.
@@ -43,6 +45,7 @@ class ElasticSystem:
         factor: ``B``, sparse, shape ``(3C, D)``.
         factor_transposed: Its transpose, sparse, shape ``(D, 3C)``.
         element_eigenvalues: Largest eigenvalue of each cell for a modulus of 1 [1/(Pa s^2)], shape ``(C,)``.
+        element_table: Gradients of two shape functions and area of each cell, shape ``(C, 5)``.
 
     References:
         Hughes (2000), The Finite Element Method, chapter 9. ISBN 978-0-486-41181-1
@@ -56,6 +59,7 @@ class ElasticSystem:
     factor: Tensor
     factor_transposed: Tensor
     element_eigenvalues: Tensor
+    element_table: Tensor
 
     @staticmethod
     def from_operators(
@@ -80,8 +84,8 @@ class ElasticSystem:
 
         Raises:
             TypeError: If the dtype is neither, or degrees of freedom are not names or integers.
-            ValueError: If a boundary or a degree of freedom does not exist, one is both fixed and driven, or none
-                is left free.
+            ValueError: If a boundary or a degree of freedom does not exist, one is both fixed and driven, or
+                none is left free.
 
         Example:
             >>> from fem_bridge.assembly import rectangle
@@ -96,7 +100,7 @@ class ElasticSystem:
         held = np.unique(_dof_ids("fixed", fixed, operators))
         moved = _dof_ids("driven", driven, operators)
         _check_constraints(held, moved, operators.mesh.num_dofs)
-        factor = stiffness_factor(operators)
+        factor, strains = stiffness_factor(operators), element_strains(operators)
         inverse = 1 / operators.lumped_mass
         inverse[np.concatenate([held, moved])] = 0
         return ElasticSystem(
@@ -107,7 +111,8 @@ class ElasticSystem:
             torch.tensor(inverse, dtype=dtype, device=device),
             sparse_tensor(factor, dtype, device),
             sparse_tensor(factor.T.tocsr(), dtype, device),
-            torch.tensor(element_eigenvalues(operators), dtype=dtype, device=device),
+            torch.tensor(element_eigenvalues(operators, strains), dtype=dtype, device=device),
+            torch.tensor(element_table(operators, strains), dtype=dtype, device=device),
         )
 
     @property
@@ -167,7 +172,8 @@ class ElasticSystem:
             matrix = sparse_tensor(stiffness, self.dtype, self.device)
             return lambda u: ConstantProduct.apply(u, matrix)  # pyright: ignore[reportReturnType]
         columns = modulus.to(self.lumped_mass).reshape(-1, self.num_cells).T.contiguous()
-        return lambda u: SampledForce.apply(u, columns, self.factor, self.factor_transposed)  # pyright: ignore[reportReturnType]
+        factors = self.factor, self.factor_transposed
+        return lambda u: SampledForce.apply(u, columns, *factors)  # pyright: ignore[reportReturnType]
 
     def check_modulus(self, modulus: Tensor) -> None:
         """Refuse moduli of a wrong shape, or that are not positive and finite."""
@@ -185,8 +191,8 @@ class ElasticSystem:
     def safe_step(self, modulus: Tensor) -> Tensor:
         r"""A lower bound of the critical step that costs nothing, :math:`2 / \max_c \omega_c` over the cells.
 
-        The largest frequency of the body is at most that of its stiffest cell on its own (Hughes, section 9.1);
-        in a regular mesh the bound is a fifth below the critical step, in a rough medium up to a half.
+        The largest frequency of the body is at most that of its stiffest cell on its own (Hughes, section
+        9.1); in a regular mesh the bound is a fifth below the critical step, in a rough medium up to a half.
 
         Args:
             modulus: Young's moduli [Pa], shape ``(n, C)`` or ``(C,)``.
@@ -205,7 +211,8 @@ class ElasticSystem:
     def critical_step(self, modulus: Tensor, *, iterations: int = 60) -> Tensor:
         r"""Largest stable step of central difference, :math:`2 / \omega_{\max}`, by Lanczos iteration.
 
-        The estimate of the largest eigenvalue is its Ritz value plus the residual, so the step errs to the safe
+        The estimate of the largest eigenvalue is its Ritz value plus the residual, so the step errs to the
+        safe
         side: by less than 1e-6 of itself in homogeneous and random media alike at the default.
 
         Args:
@@ -235,7 +242,7 @@ def _dof_ids(argument: str, choice: DofChoice, operators: ElasticOperators) -> N
     """Numbers of the chosen degrees of freedom, in the caller's order."""
     if isinstance(choice, str):
         raise TypeError(f"`{argument}` must be a sequence; got the string '{choice}'. Use ('{choice}',).")
-    items = choice.tolist() if isinstance(choice, Tensor | np.ndarray) else list(choice)
+    items: list[object] = np.asarray(choice).tolist() if isinstance(choice, Tensor) else list(choice)
     mesh = operators.mesh
     if items and all(isinstance(item, str) for item in items):
         return np.unique(np.concatenate([mesh.dofs(mesh.boundary_nodes(str(item))) for item in items]))
