@@ -41,7 +41,8 @@ def assemblers() -> list[Assembler]:
 
 def relative(first: NDArray | csr_matrix, second: NDArray | csr_matrix) -> float:
     """Largest difference of two arrays over the largest entry."""
-    return float(abs(first - second).max() / abs(second).max())
+    difference, scale = float(abs(first - second).max()), float(abs(second).max())
+    return difference / scale if scale else difference
 
 
 def random_modulus(samples: int, cells: int, *, spread: float = 0.3, seed: int = 5) -> Tensor:

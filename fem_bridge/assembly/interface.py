@@ -184,7 +184,7 @@ def load_operators(path: str | Path) -> ElasticOperators:
         ValueError: If the file holds something else or is damaged.
     """
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return _unpack_operators(dict(arrays))
     except FileNotFoundError:
         raise

@@ -62,7 +62,8 @@ class GeneralizedAlpha:
         \alpha_m = \frac{2 \rho - 1}{\rho + 1}, \quad \alpha_f = \frac{\rho}{\rho + 1}
 
     with Newmark's formulas for :math:`\gamma = 1/2 - \alpha_m + \alpha_f` and
-    :math:`\beta = (1 - \alpha_m + \alpha_f)^2/4`. Stable at any step. Prescribed motion is treated as by :class:`Newmark`.
+    :math:`\beta = (1 - \alpha_m + \alpha_f)^2/4`. Stable at any step. Prescribed motion is treated as by
+    :class:`Newmark`.
 
     Attributes:
         rho_inf: Spectral radius at infinite frequency, in [0, 1]: 1 does not damp, 0 does most.

@@ -65,7 +65,8 @@ class SineSquaredPulse:
         if self.duration.ndim != 1 or not bool((self.duration > 0).all()):
             shape, values = tuple(self.duration.shape), self.duration.detach().flatten().tolist()
             raise ValueError(
-                f"`duration` must be positive, one per sample; got shape {shape}, least {min(values, default=None)}."
+                f"`duration` must be positive, one per sample; got shape {shape}, "
+                f"least {min(values, default=None)}."
             )
 
     def __call__(self, time: float) -> Tensor:

@@ -295,8 +295,8 @@ def _check_stability(system: ElasticSystem, modulus: Tensor, interval: float, co
         sample, limit = int(unsure[bad[0]]), float(critical.expand(len(unsure))[bad[0]])
         step = float(steps[sample])
         raise ValueError(
-            f"`times` with `substeps` must give steps below the critical one; got {step:.4g} s for sample {sample}, "
-            f"whose critical step is {limit:.4g} s. "
+            f"`times` with `substeps` must give steps below the critical one; got {step:.4g} s for "
+            f"sample {sample}, whose critical step is {limit:.4g} s. "
             f"Use substeps=substeps_for(system, modulus, {interval:.4g})."
         )
 
