@@ -22,9 +22,10 @@ class Progress:
     """A progress bar on standard error, as a context manager.
 
     Args:
-        total: Number of steps of the loop.
+        total: Number of steps of the loop; ``None`` where it is not known beforehand.
         label: What is being done.
         start: Steps already done, by a run that is resumed.
+        unit: Name of a step.
         show: ``False`` makes every call do nothing.
 
     Example:
@@ -32,9 +33,11 @@ class Progress:
         ...     bar.update(10, "done")
     """
 
-    def __init__(self, total: int, label: str, *, start: int = 0, show: bool = True) -> None:
+    def __init__(
+        self, total: int | None, label: str, *, start: int = 0, unit: str = "it", show: bool = True
+    ) -> None:
         """Store what the bar will show; nothing is printed before the block is entered."""
-        self.total, self.label, self.start, self.show = total, label, start, show
+        self.total, self.label, self.start, self.unit, self.show = total, label, start, unit, show
         self._bar: _Bar | None = None
 
     def __enter__(self) -> Self:
@@ -45,7 +48,9 @@ class Progress:
             except ImportError:
                 self._bar = _PlainBar(self.total, self.label, self.start)
             else:
-                self._bar = tqdm(total=self.total, desc=self.label, initial=self.start, leave=True)
+                self._bar = tqdm(
+                    total=self.total, desc=self.label, initial=self.start, unit=self.unit, leave=True
+                )
         return self
 
     def __exit__(
@@ -65,9 +70,9 @@ class Progress:
 
 
 class _PlainBar:
-    """A line per tenth of the work, for machines without tqdm."""
+    """A line per tenth of the work, or at each doubling of work without end, for machines without tqdm."""
 
-    def __init__(self, total: int, label: str, start: int) -> None:
+    def __init__(self, total: int | None, label: str, start: int) -> None:
         """Start the clock."""
         self.total, self.label, self.done, self.text = total, label, start, ""
         self.began, self.shown = time.perf_counter(), -1
@@ -77,13 +82,14 @@ class _PlainBar:
         self.text = s
 
     def update(self, n: float = 1) -> None:
-        """Print a line when another tenth is complete."""
+        """Print a line when another tenth is complete, or the steps have doubled."""
         self.done += int(n)
-        tenth = 10 * self.done // max(1, self.total)
-        if tenth > self.shown:
-            self.shown = tenth
+        mark = self.done.bit_length() if self.total is None else 10 * self.done // max(1, self.total)
+        if mark > self.shown:
+            self.shown = mark
+            of = "" if self.total is None else f"/{self.total}"
             seconds = time.perf_counter() - self.began
-            print(f"{self.label}: {self.done}/{self.total} in {seconds:.0f} s {self.text}", file=sys.stderr)
+            print(f"{self.label}: {self.done}{of} in {seconds:.0f} s {self.text}", file=sys.stderr)
 
     def close(self) -> None:
         """Nothing is open."""

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 
 from sde.noise import NoiseStream
+from sde.progress import Progress
 from uq.designs import Design, Iid, replicate
 from uq.execution import Batch, Task, evaluate_ranges, process_pool
 from uq.fingerprint import fingerprint
 from uq.inputs import Inputs
 from uq.model import Model
 from uq.moments import student_quantile
-from uq.progress import Progress
 from uq.reading import Failures, OrderedReader, Tolerance
 from uq.results import MonteCarloResult
 from uq.storage import RunStore, RunWriter, Status
@@ -104,11 +104,11 @@ def monte_carlo(
     task = Task(model, inputs, design, seed, threads, torch.get_default_dtype())
     reader = OrderedReader(limit, tolerance, failures, confidence, design)
     places: AbstractContextManager[Executor | None] = (
-        process_pool(workers) if workers else nullcontext(executor)
+        nullcontext(executor) if workers is None else process_pool(workers)
     )
     with (
         _writer(store, task, num_samples) as writer,
-        Progress(num_samples, "Monte Carlo", enabled=progress) as bar,
+        Progress(num_samples, "Monte Carlo", unit="sample", show=progress) as bar,
         places as place,
     ):
         evaluated = _run(task, reader, writer, place, batch_size, bar)
@@ -144,7 +144,7 @@ def _run(
                     held[done.start] = done
                 batch = held.pop(start)
             reader.accept(batch)
-            bar.advance(stop - start, reader.note)
+            bar.update(stop - start, reader.note)
             if reader.finished:
                 break
     finally:
