@@ -43,7 +43,7 @@ class Histogram:
         edges = edges.detach().to("cpu", torch.float64).contiguous()
         if edges.ndim != 1 or len(edges) < 2 or not bool((edges.diff() > 0).all()):
             raise ValueError(f"`edges` must be at least 2 strictly increasing numbers; got {edges.tolist()}.")
-        values = samples.detach().to("cpu", torch.float64).reshape(-1)
+        values = samples.detach().to("cpu", torch.float64).reshape(-1).contiguous()
         if bool(values.isnan().any()):
             raise ValueError(f"`samples` must hold no NaN; got {int(values.isnan().sum())} of {len(values)}.")
         place = torch.searchsorted(edges, values, right=True)

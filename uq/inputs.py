@@ -62,8 +62,8 @@ class Input:
             )
         if isinstance(law, Distribution) and (law.batch_shape or law.event_shape):
             raise ValueError(
-                f"`distribution` of '{self.name}' must be scalar; got batch shape {tuple(law.batch_shape)} and "
-                f"event shape {tuple(law.event_shape)}. Give one Input per component."
+                f"`distribution` of '{self.name}' must be scalar; got batch shape {tuple(law.batch_shape)} "
+                f"and event shape {tuple(law.event_shape)}. Give one Input per component."
             )
         try:
             median = self.quantile(torch.full((1,), 0.5, dtype=torch.float64))
@@ -271,8 +271,8 @@ def _solve_pair(a: Input, b: Input, target: float, nodes: np.ndarray, weights: n
     low, high = gap(-1.0), gap(1.0)
     if low * high > 0:
         raise ValueError(
-            f"`pearson` must be reachable by the marginals; got {target} for '{a.name}' and '{b.name}', which "
-            f"can reach {low + target:.4f} to {high + target:.4f}."
+            f"`pearson` must be reachable by the marginals; got {target} for '{a.name}' and '{b.name}', "
+            f"which can reach {low + target:.4f} to {high + target:.4f}."
         )
     return float(np.asarray(brentq(gap, -1.0, 1.0, xtol=1e-10)))
 

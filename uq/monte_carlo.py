@@ -232,9 +232,8 @@ def _writer(
         "model_shape": f"{model.input_dim} -> {tuple(model.output_shape)}",
     }
     names, units = getattr(model, "output_names", None), getattr(model, "output_units", None)
-    attributes = {
-        key: list(value) for key, value in (("names", names), ("units", units)) if value is not None
-    }
+    attributes = {"names": list(names)} if names else {}
+    attributes |= {"units": ", ".join(units)} if units else {}
     return (store if isinstance(store, RunStore) else RunStore(Path(store))).writer(
         description,
         input_names=task.inputs.names if task.inputs else (),

@@ -134,7 +134,7 @@ def error_of_mean(moments: Moments, replication_means: Tensor, independent: bool
         return replication_means.std(0) / math.sqrt(count), count - 1
     if not independent:
         raise ValueError(
-            "The points of this design are not independent: their spread does not give the error of the mean. "
-            "Use `replications=16`, or the design Iid."
+            "The points of this design are not independent: their spread does not give the error of the "
+            "mean. Use `replications=16`, or the design Iid."
         )
     return moments.std_error, moments.count - 1

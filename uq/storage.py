@@ -5,6 +5,7 @@ import os
 import platform
 import shutil
 import socket
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -82,7 +83,8 @@ class RunStore:
             raise ImportError(_MISSING) from None
         if not self.exists:
             raise FileNotFoundError(f"`path` must be a run store; got '{self.path}', which does not exist.")
-        with _damage_reported(self.path):
+        # xarray adds a warning filter of its own; it goes again with the context.
+        with _damage_reported(self.path), warnings.catch_warnings():
             return xarray.open_zarr(self.path, consolidated=True, chunks=None)
 
     @contextmanager
@@ -179,8 +181,8 @@ class RunWriter:
         outputs = self._array("outputs")
         if outputs.dtype != batch.outputs.dtype or outputs.shape[1:] != batch.outputs.shape[1:]:
             raise ValueError(
-                f"`model` must return what the store holds, {outputs.dtype} of shape {outputs.shape[1:]}; got "
-                f"{batch.outputs.dtype} of shape {batch.outputs.shape[1:]}."
+                f"`model` must return what the store holds, {outputs.dtype} of shape {outputs.shape[1:]}; "
+                f"got {batch.outputs.dtype} of shape {batch.outputs.shape[1:]}."
             )
         rows = slice(batch.start, batch.stop)
         outputs[rows] = batch.outputs
@@ -214,9 +216,9 @@ class RunWriter:
         import zarr
 
         with _damage_reported(self.path):
-            self._group = zarr.open_group(self.path, mode="r+", use_consolidated=True)
+            group = zarr.open_group(self.path, mode="r+", use_consolidated=True)
             # Kept: asked again, the group would give arrays of the lengths that it saw when it was opened.
-            self._arrays = dict(self._group.arrays())
+            self._group, self._arrays = group, dict(group.arrays())
 
     def _compare(self) -> None:
         """Refuse a run that would give other samples than those stored."""
@@ -244,6 +246,8 @@ class RunWriter:
             units = {"units": ", ".join(unit or "1" for unit in self._units)} if self._units else {}
             _add(group, "inputs", (rows, width), batch.inputs.dtype, ("input",), units)
             _add_labels(group, "input", self._names or tuple(f"x{j}" for j in range(width)))
+        if len(shape) == 1 and "names" in self._output_attributes:
+            _add_labels(group, "output", self._output_attributes["names"])
         flags = {"flag_values": [0, 1, 2], "flag_meanings": "missing done failed"}
         _add(group, "status", (rows,), np.dtype(np.uint8), (), flags)
         _add(group, "sample", (65_536,), np.dtype(np.int64), (), {"long_name": "sample id"})
