@@ -110,7 +110,7 @@ def _stiffness(mesh: Mesh) -> tuple[csr_matrix, csr_matrix]:
 
 def _solve(stiffness: csr_matrix, prescribed: np.ndarray, fixed: np.ndarray) -> np.ndarray:
     """Static displacements under prescribed values at the fixed degrees of freedom, one column per case."""
-    free = np.setdiff1d(np.arange(stiffness.shape[0]), fixed)
+    free = np.setdiff1d(np.arange(len(prescribed)), fixed)
     result = prescribed.copy()
     result[free] = splu(stiffness[free][:, free].tocsc()).solve(
         -stiffness[free][:, fixed] @ prescribed[fixed]
@@ -124,7 +124,7 @@ def _functionals(zone: Zone, strain: csr_matrix) -> np.ndarray:
     rows = np.zeros((len(QUANTITIES), mesh.num_dofs))
     rows[0, 2 * mesh.nearest_node((0.5, 0.6)) + 1] = 1
     rows[1, 2 * mesh.nearest_node((0.4, 0.7))] = 1
-    rows[2] = mesh.areas / mesh.areas.sum() @ strain[1::3]
+    rows[2] = (mesh.areas / mesh.areas.sum()) @ strain.toarray()[1::3]
     return rows
 
 
@@ -216,7 +216,7 @@ def train(problem: LinearProblem, *, absolute: bool, seed: int, snapshots: int, 
 
 
 def untrained(problem: LinearProblem, count: int) -> Tensor:
-    """Traces of a plain network with random weights, in the units of the standard deviations of the traces."""
+    """Traces of a plain network with random weights, in units of the standard deviations of the traces."""
     latent = NoiseStream(seed=29, start=0, stop=count).normals(
         TERMS, purpose=Purpose.LATENT, dtype=torch.float64
     )
@@ -283,7 +283,7 @@ def absolute_law(smoke: bool = False) -> Iterator[Figure]:
     problem = solve_problem(divisions)
     trained = train(problem, absolute=True, seed=2, snapshots=snapshots, iterations=iterations)
     repeats = 2 if smoke else 10
-    ratios = []
+    ratios, distances = [], [math.nan, math.nan]
     for repeat in range(repeats):
         exact = problem.traces(NoiseStream(100 + repeat, 0, count).fork("exact"), absolute=True)
         samples = Samples(problem, exact, exact, exact)

@@ -117,7 +117,13 @@ class WassersteinGenerator(nn.Module):
 
     @torch.no_grad()
     def calibrate(
-        self, data: Tensor, conditions: Tensor | None = None, *, seed: int, rounds: int = 8
+        self,
+        data: Tensor,
+        conditions: Tensor | None = None,
+        *,
+        weights: Tensor | None = None,
+        seed: int,
+        rounds: int = 8,
     ) -> None:
         r"""Give the generated law the mean and covariance of the data, by the least affine change.
 
@@ -126,11 +132,14 @@ class WassersteinGenerator(nn.Module):
 
         A Wasserstein generator trained on few samples is under-dispersed: shrinking towards the middle of the
         samples lowers its distance to them. This removes that bias from the second moments and leaves the
-        shape alone.
+        shape alone. The change is least in the metric of the critic, components over their scales times
+        weights: in any other, a component that the critic hardly sees, and the network left wrong, would be
+        put right at the cost of those that matter.
 
         Args:
             data: The training samples, shape ``(n, *output_shape)``.
             conditions: Their conditions, shape ``(n, c)``; ``None`` without.
+            weights: Weights of the components for the critic, shape ``(q,)``, positive; ``None`` for 1.
             seed: Seed of the generated samples that measure :math:`m_G` and :math:`C_G`.
             rounds: Generated samples per training sample.
 
@@ -149,11 +158,12 @@ class WassersteinGenerator(nn.Module):
         self.calibrated = False
         inputs = known.repeat(rounds, 1).to(self.centre)
         made = self(inputs, NoiseStream(seed, 0, len(inputs)).fork("calibration")).flatten(1).double().cpu()
-        mean = made.mean(0)
-        root, inverse_root = _roots(torch.cov(made.T).reshape(len(mean), -1))
-        middle, _ = _roots(root @ torch.cov(matrix.T).reshape(len(mean), -1) @ root)
+        mean, metric = made.mean(0), 1 / self.scale.double().cpu()
+        metric = metric if weights is None else metric * weights.double().cpu()
+        root, inverse_root = _roots(torch.cov((made * metric).T).reshape(len(mean), -1))
+        middle, _ = _roots(root @ torch.cov((matrix * metric).T).reshape(len(mean), -1) @ root)
         self.centre.copy_(mean)
-        self.recolour.copy_(inverse_root @ middle @ inverse_root)
+        self.recolour.copy_(inverse_root @ middle @ inverse_root * metric / metric.unsqueeze(1))
         self.calibrated = True
 
     def forward(self, inputs: Tensor, noise: NoiseStream) -> Tensor:

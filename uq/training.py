@@ -183,7 +183,7 @@ def train_wasserstein(
                 save_checkpoint(checkpoint, _KIND, identity, run.state())
     generator = run.average.eval().requires_grad_(False)
     if settings.calibrate:
-        generator.calibrate(data, conditions, seed=seed)
+        generator.calibrate(data, conditions, weights=weights, seed=seed)
     return generator, run.history
 
 
