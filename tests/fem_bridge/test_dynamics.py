@@ -39,7 +39,12 @@ SUBSTEPS = torch.tensor([1, 2, 1, 3, 2])
 ALL_SCHEMES = [*SCHEMES, CentralDifference(compiled=False), GeneralizedAlpha(0.0)]
 
 
-def _arguments(rows: slice = slice(None), dtype: torch.dtype = torch.float64) -> dict[str, Any]:
+def _arguments(
+    rows: slice = slice(None),
+    dtype: torch.dtype = torch.float64,
+    **changes: Any,  # noqa: ANN401
+) -> dict[str, Any]:
+    """Arguments of a simulation of five samples, or some of them."""
     noise = NoiseStream(4, 0, 5)
     spatial = 0.01 * noise.fork("load").normals(SYSTEM.num_dofs, dtype=torch.float64)
     shape = 0.01 * noise.fork("motion").normals(len(TOP), dtype=torch.float64)
@@ -51,11 +56,11 @@ def _arguments(rows: slice = slice(None), dtype: torch.dtype = torch.float64) ->
         "motion": (shape[:, None, :] * torch.sin(3 * TIMES)[:, None] ** 2)[rows].to(dtype),
         "substeps": SUBSTEPS[rows],
         "velocity": 0.01 * noise.fork("velocity").normals(SYSTEM.num_dofs, dtype=torch.float64)[rows],
-    }
+    } | changes
 
 
 def _run(scheme: Integrator, system: ElasticSystem = SYSTEM, **changes: object) -> Trajectory:
-    return simulate(system, integrator=scheme, **(_arguments() | changes))
+    return simulate(system, integrator=scheme, **_arguments(**changes))
 
 
 @pytest.mark.parametrize("scheme", ALL_SCHEMES, ids=repr)
@@ -281,7 +286,7 @@ def test_bad_calls_are_refused_in_one_sentence(
     changes: Mapping[str, object], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        simulate(SYSTEM, **({"integrator": CentralDifference()} | _arguments() | dict(changes)))
+        simulate(SYSTEM, **_arguments(**({"integrator": CentralDifference()} | dict(changes))))
 
 
 BAD_OBJECTS: list[tuple[Callable[[], object], type[Exception], str]] = [
@@ -318,7 +323,7 @@ BAD_OBJECTS: list[tuple[Callable[[], object], type[Exception], str]] = [
         "leave a degree of freedom free",
     ),
     (
-        lambda: simulate(FREE_SYSTEM, **({"integrator": Newmark()} | _arguments())),
+        lambda: simulate(FREE_SYSTEM, **_arguments(integrator=Newmark())),
         ValueError,
         "`motion` must be None",
     ),
@@ -360,7 +365,7 @@ def test_bad_objects_are_refused_in_one_sentence(
 def test_load_of_another_body_is_refused() -> None:
     load = SeparableLoad(torch.zeros(5, 4), SineSquaredPulse(torch.ones(5)))
     with pytest.raises(ValueError, match=r"`load` must give forces of shape \(n, 154\); got 4"):
-        simulate(SYSTEM, integrator=Newmark(), **(_arguments() | {"load": load}))
+        simulate(SYSTEM, integrator=Newmark(), **_arguments(load=load))
 
 
 def test_kernel_without_compiler_falls_back_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
