@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -34,8 +33,8 @@ ROOT = Path(__file__).parent.parent
 class StandardNormal:
     """One standard normal per sample."""
 
-    input_dim: ClassVar[int] = 0
-    output_shape: ClassVar[tuple[int, ...]] = ()
+    input_dim: int = 0
+    output_shape: tuple[int, ...] = ()
 
     def __call__(self, inputs: Tensor, noise: NoiseStream) -> Tensor:
         """The first normal of each sample."""

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from scipy import stats
@@ -36,9 +35,9 @@ class Probe:
 
     log: str = ""
     pause: float = 0.0
-    input_dim: ClassVar[int] = 2
-    output_shape: ClassVar[tuple[int, ...]] = (3,)
-    fingerprint: ClassVar[str] = "probe"  # log and pause change nothing in the samples
+    input_dim: int = 2
+    output_shape: tuple[int, ...] = (3,)
+    fingerprint: str = "probe"  # log and pause change nothing in the samples
 
     def __call__(self, inputs: Tensor, noise: NoiseStream) -> Tensor:
         """Three elementwise functions of the inputs and of two normals."""

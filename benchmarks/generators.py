@@ -1,6 +1,7 @@
 """Generators of boundary conditions against full-model runs that they have not seen.
 
-The bars are on the mean over quantities of interest of W1/sigma, relative to the POD-Gaussian, and on standard
+The bars are on the mean over quantities of interest of W1/sigma, relative to the POD-Gaussian, and on
+standard
 deviations. Every seed makes new training runs, new training and new held-out runs. The held-out sets are
 larger than the training sets, so that the floor shows what the training runs themselves leave open.
 """

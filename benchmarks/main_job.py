@@ -1,6 +1,7 @@
 """Every figure that the main job and its foundation must show, in one run.
 
-The sections stand in modules of their own; each of those can be run alone. On two cores the whole takes about half
+The sections stand in modules of their own; each of those can be run alone. On two cores the whole takes
+about half
 an hour.
 """
 

@@ -9,7 +9,8 @@
 # Such points are not independent, so their spread says nothing of the error. Independent randomisations
 # ("replications") do: the spread of their $R$ averages, over $\sqrt R$. Here, for Sobol's function
 #
-# $$ g(x) = \prod_{i=1}^{6} \frac{|4 x_i - 2| + a_i}{1 + a_i}, \qquad a = (0, 1, 4.5, 9, 99, 99), \qquad \mu = 1. $$
+# $$ g(x) = \prod_{i=1}^{6} \frac{|4 x_i - 2| + a_i}{1 + a_i}, \qquad a = (0, 1, 4.5, 9, 99, 99), \qquad \mu
+# = 1. $$
 
 # %%
 """Error of the mean of Sobol's function: independent points, Latin hypercubes, Sobol' points."""
@@ -95,7 +96,8 @@ def main(folder: Path = Path("out/sobol_function"), largest: int = 12) -> dict[s
         largest: Binary logarithm of the largest number of points.
 
     Returns:
-        ``slope_<design>`` of the error in ``n``, and ``gain``: the error of independent points over that of Sobol'
+        ``slope_<design>`` of the error in ``n``, and ``gain``: the error of independent points over that of
+        Sobol'
         points at the largest ``n``.
     """
     sizes = [2**k for k in range(4, largest + 1)]

@@ -1,7 +1,7 @@
 """Ensembles of SDE paths as a model: inputs and noise to a quantity of interest."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -18,14 +18,17 @@ __all__ = ["Ensemble"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ensemble:
-    """An SDE with its solver, grid and quantity of interest: a deterministic map from inputs and noise to outputs.
+    """An SDE with its solver, grid and quantity of interest: a map from inputs and noise to outputs.
 
-    Row ``i`` of the outputs depends only on row ``i`` of the inputs and on sample ``i`` of the noise, whatever the
-    batch. A path that diverges is a row of NaN. Pickles when its functions do (module-level functions, not lambdas).
+    Row ``i`` of the outputs depends only on row ``i`` of the inputs and on sample ``i`` of the noise,
+    whatever the
+    batch. A path that diverges is a row of NaN. Pickles when its functions do (module-level functions, not
+    lambdas).
 
     Args:
         sde: The equation, or a function that makes it of the inputs ``(n, input_dim)``.
-        initial: State at ``times[0]``: one for all samples, shape ``(d,)``, or a function of inputs and noise that
+        initial: State at ``times[0]``: one for all samples, shape ``(d,)``, or a function of inputs and
+            noise that
             returns ``(n, d)``; it draws with :attr:`Purpose.INITIAL_STATE`.
         times: Strictly increasing instants, shape ``(T,)``.
         qoi: Quantity of interest of paths ``(n, T, d)``, shape ``(n, *output_shape)``.
@@ -51,7 +54,7 @@ class Ensemble:
     qoi: Callable[[Tensor], Tensor]
     input_dim: int = 0
     output_shape: tuple[int, ...] = ()
-    solver: Solver = EulerMaruyama()
+    solver: Solver = field(default_factory=EulerMaruyama)
     substeps: int = 1
 
     def __post_init__(self) -> None:

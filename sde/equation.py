@@ -9,7 +9,7 @@ from torch import Tensor
 __all__ = ["SDE", "Calculus", "Coefficient", "NoiseStructure"]
 
 Coefficient = Callable[[Tensor, Tensor], Tensor]
-"""Drift or diffusion: time (0-d tensor) and state ``(n, d)`` to a tensor. Parameters live in its closure or module."""
+"""Drift or diffusion: time (0-d tensor) and state ``(n, d)`` to a tensor. Parameters live in its closure."""
 
 
 class Calculus(Enum):
@@ -36,7 +36,8 @@ class SDE:
 
     .. math:: \mathrm{d}X_t = f(t, X_t)\,\mathrm{d}t + g(t, X_t)\,\mathrm{d}W_t
 
-    Row ``i`` of drift and diffusion may depend on row ``i`` of the state only: samples are independent. Both may
+    Row ``i`` of drift and diffusion may depend on row ``i`` of the state only: samples are independent. Both
+        may
     return one row, ``(1, d)`` or ``(1, d, m)``, that holds for every sample, where they ignore the state.
 
     Args:
@@ -88,13 +89,13 @@ class SDE:
         return 1 if self.structure is NoiseStructure.SCALAR else state_dim
 
     def product(self, diffusion: Tensor, increment: Tensor) -> Tensor:
-        """Diffusion times Wiener increment: ``(n, d)`` or ``(n, d, m)`` times ``(n, channels)`` to ``(n, d)``."""
+        """Diffusion ``(n, d)`` or ``(n, d, m)`` times Wiener increment ``(n, channels)``: ``(n, d)``."""
         if self.noise_dim is None:
             return diffusion * increment
         return (diffusion @ increment.unsqueeze(-1)).squeeze(-1)
 
     def checked(self) -> "SDE":
-        """The same equation, whose drift and diffusion check what they return; a solve takes its first step on it."""
+        """The same equation with drift and diffusion that check what they return, for a first step."""
         axes = () if self.noise_dim is None else (self.noise_dim,)
         return replace(
             self,

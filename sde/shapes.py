@@ -8,7 +8,8 @@ __all__ = ["check_shapes"]
 def check_shapes(**tensors: tuple[Tensor, str]) -> dict[str, int]:
     """Match each tensor with its axes and return the sizes of the named axes.
 
-    An axis is a name, which must have the same size wherever it appears, or a number, which is the size itself.
+    An axis is a name, which must have the same size wherever it appears, or a number, which is the size
+    itself.
 
     Args:
         **tensors: ``name=(tensor, "axis axis ...")``.

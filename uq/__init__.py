@@ -11,9 +11,9 @@ from uq.model import FunctionModel, Model, RowModel
 from uq.moments import Moments
 from uq.monte_carlo import monte_carlo
 from uq.quantiles import EmpiricalCDF, quantile
+from uq.reading import Failures, Tolerance
 from uq.report import Report
 from uq.results import MonteCarloResult
-from uq.reading import Failures, Tolerance
 from uq.storage import RunStore
 from uq.training import WassersteinSettings, plot_training, train_wasserstein
 

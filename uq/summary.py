@@ -139,7 +139,8 @@ def summarise(
     lost = f" {result.num_failed} of them failed and are in no statistic." if result.num_failed else ""
     missed = "" if result.converged else " **The tolerance was not met.**"
     report.text(
-        f"{format_number(result.num_samples)} samples, seed {result.seed}, {result.evaluated} of them evaluated "
+        f"{format_number(result.num_samples)} samples, seed {result.seed}, {result.evaluated} of them "
+        "evaluated "
         f"in {format_number(result.seconds, 3)} s by the last call.{lost}{missed}"
     )
     report.table(columns, rows, "Estimates of the outputs.")

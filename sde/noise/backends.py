@@ -77,7 +77,7 @@ def _backend(device_type: str) -> Backend:
 
 
 def fill(kind: Kind, address: Address, out: Tensor) -> None:
-    """Write a box of noise to ``out`` by the implementation of its device; see :func:`sde.noise.philox.fill`."""
+    """Write a box of noise to ``out`` where it lies; see :func:`sde.noise.philox.fill`."""
     name = _backend(out.device.type).name
     if name == "cpp":
         cpp.fill(kind, address, out)

@@ -22,7 +22,9 @@ class Increments(Protocol):
     """
 
     @property
-    def shape(self) -> tuple[int, int, int]: ...
+    def shape(self) -> tuple[int, int, int]:
+        """Steps, samples and channels."""
+        ...
 
     def chunk(self, first: int, count: int) -> Tensor:
         """Increments of steps ``first .. first + count - 1``, shape ``(count, n, channels)``."""
@@ -31,10 +33,12 @@ class Increments(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class WienerIncrements:
-    r"""Grid mode: the increment of step ``k`` is :math:`\sqrt{h_k}\,Z_k`, where ``Z_k`` is element ``k`` of the stream.
+    r"""Grid mode: the increment of step ``k`` is :math:`\sqrt{h_k}\,Z_k`, with element ``k`` of the stream.
 
-    Any chunk costs one call of the noise kernel, and chunks of any length give the same numbers. The path depends
-    on the grid: another number of steps is another path. :meth:`coarsen` gives the same path on a coarser grid.
+    Any chunk costs one call of the noise kernel, and chunks of any length give the same numbers. The path
+    depends
+    on the grid: another number of steps is another path. :meth:`coarsen` gives the same path on a coarser
+        grid.
 
     Args:
         noise: Source of the normals, of purpose :attr:`Purpose.WIENER`.

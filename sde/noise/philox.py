@@ -1,6 +1,7 @@
-r"""The counter generator: Philox4x32-10 and the maps from its words to uniforms and normals, in plain PyTorch.
+r"""The counter generator: Philox4x32-10 and its maps from words to uniforms and normals, in plain PyTorch.
 
-This file is the definition. The C++ and Triton kernels must return the same 32-bit words, the same uniforms and,
+This file is the definition. The C++ and Triton kernels must return the same 32-bit words, the same uniforms
+and,
 to a few units in the last place, the same normals.
 
 **Address.** One block of four words belongs to
@@ -11,15 +12,18 @@ to a few units in the last place, the same normals.
     key     = (seed, low 32 bits; seed, high 32 bits)
     stream  = purpose + 16 * channel            (bit 31 set: the low-order words of float64)
 
-so every ``(seed, sample, purpose, channel)`` owns an endless sequence with random access, whose element ``i`` is
+so every ``(seed, sample, purpose, channel)`` owns an endless sequence with random access, whose element
+``i`` is
 lane ``i % 4`` of cell ``i // 4``.
 
-**Two precisions, one number.** float32 uses the word ``w`` of the address; float64 appends the word ``v`` of the
+**Two precisions, one number.** float32 uses the word ``w`` of the address; float64 appends the word ``v`` of
+the
 same address with bit 31 of the stream set. The float64 number is therefore a refinement of the float32 one:
 a path in single precision is the double-precision path, rounded.
 
 References:
-    Salmon, Moraes, Dror & Shaw (2011), Parallel random numbers: as easy as 1, 2, 3. doi:10.1145/2063384.2063405
+    Salmon, Moraes, Dror & Shaw (2011), Parallel random numbers: as easy as 1, 2, 3.
+    doi:10.1145/2063384.2063405
     Box & Muller (1958), A note on the generation of random normal deviates. doi:10.1214/aoms/1177706645
 """
 
@@ -73,7 +77,8 @@ class Address:
         count: How many consecutive elements.
         channels: How many channels, from ``first_channel`` on.
         first_channel: The first of the channels.
-        ids: Sample ids, shape ``(num_samples,)`` int64, where they are not consecutive; ``start`` is then unused.
+        ids: Sample ids, shape ``(num_samples,)`` int64, where they are not consecutive; ``start`` is then
+            unused.
     """
 
     seed: int
@@ -133,7 +138,8 @@ def words(address: Address, device: torch.device, *, low_order: bool = False) ->
 def uniforms(address: Address, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Uniforms in the open interval (0, 1), shape ``(num_samples, count, channels)``.
 
-    float32 keeps 23 bits of ``w`` and float64 52 bits of ``(w, v)``, each plus one half: exact on every device,
+    float32 keeps 23 bits of ``w`` and float64 52 bits of ``(w, v)``, each plus one half: exact on every
+    device,
     symmetric about 1/2, never 0 or 1.
     """
     high = words(address, device)
@@ -149,7 +155,8 @@ def normals(address: Address, dtype: torch.dtype, device: torch.device) -> Tenso
     r"""Standard normals by Box--Muller, shape ``(num_samples, count, channels)``.
 
     Lanes pair as (0, 1) and (2, 3): with ``u`` from the first and ``t`` from the second,
-    ``sqrt(-2 log u) * (cos 2 pi t, sin 2 pi t)``. All 32 (float64: 53) bits reach ``u``, so the largest value is
+    ``sqrt(-2 log u) * (cos 2 pi t, sin 2 pi t)``. All 32 (float64: 53) bits reach ``u``, so the largest
+    value is
     6.8 (8.7) standard deviations; the angle is reduced on the integers, so small sines lose nothing.
     """
     high = words(address, device)
@@ -181,7 +188,8 @@ def _turn(integers: Tensor, width: int, dtype: torch.dtype) -> tuple[Tensor, Ten
 def fill(kind: Kind, address: Address, out: Tensor) -> None:
     """Write a box of noise to ``out``, shape ``(num_samples, count, channels)``; any strides, any device.
 
-    Words need int64, uniforms and normals float32 or float64. Every implementation has a function of this form.
+    Words need int64, uniforms and normals float32 or float64. Every implementation has a function of this
+    form.
     """
     cells = (address.count // 4 + 2) * address.channels
     rows = max(1, _CELLS_AT_ONCE // cells)

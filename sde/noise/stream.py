@@ -43,7 +43,8 @@ class Purpose(IntEnum):
 class NoiseStream:
     """The randomness of samples ``start .. stop - 1`` of a seed: a value, not a generator.
 
-    Sample ``i`` of a seed is the same number whatever the batch it is asked in, the order, the device, the number
+    Sample ``i`` of a seed is the same number whatever the batch it is asked in, the order, the device, the
+    number
     of workers or the restart: numbers are computed from their address by a counter generator
     (:mod:`sde.noise.philox`), and nothing is consumed by asking.
 
@@ -80,7 +81,8 @@ class NoiseStream:
             raise ValueError(f"`seed` must lie in [0, 2**64); got {self.seed}.")
         if not 0 <= self.start <= self.stop < 2**63:
             raise ValueError(
-                f"`start` and `stop` must satisfy 0 <= start <= stop < 2**63; got {self.start} and {self.stop}."
+                f"`start` and `stop` must satisfy 0 <= start <= stop < 2**63; got {self.start} and "
+                f"{self.stop}."
             )
 
     def __len__(self) -> int:
@@ -102,7 +104,8 @@ class NoiseStream:
         """The samples at positions ``rows`` (a slice with step 1) of this stream."""
         if not isinstance(rows, slice):
             raise TypeError(
-                f"A noise stream is indexed by a slice; got {type(rows).__name__}. Use `select` for other choices."
+                f"A noise stream is indexed by a slice; got {type(rows).__name__}. Use `select` for other "
+                "choices."
             )
         first, last, step = rows.indices(len(self))
         if step != 1:
@@ -119,11 +122,12 @@ class NoiseStream:
         return torch.arange(self.start, self.stop) if self.ids is None else self.ids
 
     def select(self, positions: Tensor) -> "NoiseStream":
-        """The samples at ``positions`` (int64 in ``[0, n)``, shape ``(k,)``) of this stream, in that order."""
+        """The samples at ``positions``, int64 in ``[0, n)``, shape ``(k,)``, in that order."""
         positions = _index_tensor("positions", positions)
         if positions.numel() and not 0 <= int(positions.min()) <= int(positions.max()) < len(self):
             raise ValueError(
-                f"`positions` must lie in [0, {len(self)}); got {int(positions.min())} to {int(positions.max())}."
+                f"`positions` must lie in [0, {len(self)}); got {int(positions.min())} to "
+                f"{int(positions.max())}."
             )
         return self.select_ids(positions + self.start if self.ids is None else self.ids[positions])
 
@@ -138,7 +142,7 @@ class NoiseStream:
         return NoiseStream(self.seed, lowest, highest + 1, ids)
 
     def fork(self, tag: str) -> "NoiseStream":
-        """An independent stream over the same samples, named by ``tag``: the same tag gives the same stream."""
+        """An independent stream over the same samples: the same tag gives the same stream."""
         if not isinstance(tag, str):
             raise TypeError(f"`tag` must be a string; got {type(tag).__name__}.")
         digest = hashlib.blake2b(tag.encode(), digest_size=8, key=self.seed.to_bytes(8, "little"))
@@ -168,7 +172,8 @@ class NoiseStream:
             Shape ``(n, count)``, or ``(n, count, channels)`` where ``channels`` is given.
 
         Raises:
-            ValueError: If a size is out of range, the purpose is not in the table, or the dtype is neither float32
+            ValueError: If a size is out of range, the purpose is not in the table, or the dtype is neither
+                float32
                 nor float64.
             TypeError: If a size is not an integer.
         """
@@ -218,7 +223,8 @@ class NoiseStream:
         )
         if count < 0 or first < 0 or first + count > MAX_ELEMENTS:
             raise ValueError(
-                f"`first` and `count` must be at least 0 with first + count <= 2**34; got {first} and {count}."
+                f"`first` and `count` must be at least 0 with first + count <= 2**34; got {first} and "
+                f"{count}."
             )
         if not 1 <= channels <= MAX_CHANNELS:
             raise ValueError(f"`channels` must lie in [1, 2**27]; got {channels}.")

@@ -1,6 +1,7 @@
-"""The GPU kernel of the counter generator that :mod:`sde.noise.philox` defines; this file alone imports Triton.
+"""The GPU kernel of the counter generator of :mod:`sde.noise.philox`; this file alone imports Triton.
 
-Logarithm, sine and cosine are the polynomials of ``philox.cpp``: the fast hardware logarithm has an absolute error
+Logarithm, sine and cosine are the polynomials of ``philox.cpp``: the fast hardware logarithm has an absolute
+error
 only, which spoils the small radii of uniforms near 1. With ``TRITON_INTERPRET=1`` the kernel runs on the CPU.
 
 References:
@@ -20,7 +21,7 @@ _BLOCK = 256
 
 
 @triton.jit
-def _philox(c0, c1, c2, c3, k0, k1, ROUNDS: tl.constexpr):  # noqa: ANN001, ANN202, N803
+def _philox(c0, c1, c2, c3, k0, k1, ROUNDS: tl.constexpr):  # noqa: ANN001, ANN202
     """Encrypt counters of uint32 words."""
     for _ in tl.static_range(ROUNDS):
         high0, low0 = tl.umulhi(c0, 0xD2511F53), c0 * 0xD2511F53
@@ -117,7 +118,7 @@ def _box_muller_wide(first, second):  # noqa: ANN001, ANN202
 
 
 @triton.jit
-def _join(high, low, DROPPED: tl.constexpr):  # noqa: ANN001, ANN202, N803
+def _join(high, low, DROPPED: tl.constexpr):  # noqa: ANN001, ANN202
     """The leading ``64 - DROPPED`` bits of two words, as int64."""
     return (high.to(tl.int64) << (32 - DROPPED)) | (low.to(tl.int64) >> DROPPED)
 
@@ -155,12 +156,12 @@ def _fill_kernel(  # noqa: ANN202
     stride1,  # noqa: ANN001
     stride2,  # noqa: ANN001
     element_stride,  # noqa: ANN001
-    HAS_IDS: tl.constexpr,  # noqa: N803
-    KIND: tl.constexpr,  # noqa: N803
-    WIDE: tl.constexpr,  # noqa: N803
-    SAMPLE_AXIS: tl.constexpr,  # noqa: N803
-    CELL_AXIS: tl.constexpr,  # noqa: N803
-    BLOCK: tl.constexpr,  # noqa: N803
+    HAS_IDS: tl.constexpr,
+    KIND: tl.constexpr,
+    WIDE: tl.constexpr,
+    SAMPLE_AXIS: tl.constexpr,
+    CELL_AXIS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     """Write one block of counters: axes from the largest stride (0) to the smallest (2)."""
     position = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK).to(tl.int64)
@@ -210,7 +211,7 @@ def _fill_kernel(  # noqa: ANN202
 
 
 @triton.jit
-def _block_kernel(words, ROUNDS: tl.constexpr):  # noqa: ANN001, ANN202, N803
+def _block_kernel(words, ROUNDS: tl.constexpr):  # noqa: ANN001, ANN202
     """Philox of the counter and key in ``words[0:6]``, written to ``words[6:10]``."""
     c0, c1 = tl.load(words).to(tl.uint32), tl.load(words + 1).to(tl.uint32)
     c2, c3 = tl.load(words + 2).to(tl.uint32), tl.load(words + 3).to(tl.uint32)
@@ -228,10 +229,16 @@ def fill(kind: Kind, address: Address, out: Tensor) -> None:
         return
     cells = -(-(address.first + address.count) // 4) - address.first // 4
     sample_stride, element_stride, channel_stride = out.stride()
-    axes = sorted(  # (size, stride, part) from the largest stride to the smallest: neighbours write side by side
-        [(address.num_samples, sample_stride, 0), (cells, 4 * element_stride, 1), (address.channels, channel_stride, 2)],
-        key=lambda axis: (axis[0] == 1, axis[1]),
-        reverse=True,
+    axes = (
+        sorted(  # (size, stride, part) from the largest stride to the smallest: neighbours write side by side
+            [
+                (address.num_samples, sample_stride, 0),
+                (cells, 4 * element_stride, 1),
+                (address.channels, channel_stride, 2),
+            ],
+            key=lambda axis: (axis[0] == 1, axis[1]),
+            reverse=True,
+        )
     )
     parts = [part for _, _, part in axes]
     total = axes[0][0] * axes[1][0] * axes[2][0]
@@ -259,7 +266,7 @@ def fill(kind: Kind, address: Address, out: Tensor) -> None:
         SAMPLE_AXIS=parts.index(0),
         CELL_AXIS=parts.index(1),
         BLOCK=_BLOCK,
-        enable_fp_fusion=True,  # a few ulp; said explicitly since the default changes between versions of Triton
+        enable_fp_fusion=True,  # a few ulp; explicit, since versions of Triton differ in the default
     )
 
 

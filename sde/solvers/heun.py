@@ -23,7 +23,8 @@ class Heun:
         X_{k+1} &= X_k + \tfrac12\bigl(f(t_k, X_k) + f(t_{k+1}, \hat X)\bigr)\,h
                  + \tfrac12\bigl(g(t_k, X_k) + g(t_{k+1}, \hat X)\bigr)\,\Delta W_k
 
-    Strong order 1 for commutative noise (diagonal, scalar and additive noise are), 1/2 otherwise; weak order 1,
+    Strong order 1 for commutative noise (diagonal, scalar and additive noise are), 1/2 otherwise; weak order
+    1,
     and 2 for additive noise.
 
     Example:

@@ -42,7 +42,7 @@ ALL_SCHEMES = [*SCHEMES, CentralDifference(compiled=False), GeneralizedAlpha(0.0
 def _arguments(
     rows: slice = slice(None),
     dtype: torch.dtype = torch.float64,
-    **changes: Any,  # noqa: ANN401
+    **changes: Any,
 ) -> dict[str, Any]:
     """Arguments of a simulation of five samples, or some of them."""
     noise = NoiseStream(4, 0, 5)
