@@ -59,7 +59,7 @@ def _arguments(
     } | changes
 
 
-def _run(scheme: Integrator, system: ElasticSystem = SYSTEM, **changes: object) -> Trajectory:
+def _run(scheme: Integrator, system: ElasticSystem = SYSTEM, **changes: Any) -> Trajectory:
     return simulate(system, integrator=scheme, **_arguments(**changes))
 
 
@@ -243,7 +243,7 @@ def test_pulse_is_zero_outside_and_smooth_inside() -> None:
     assert all(torch.equal(pulse(t), row) for t, row in zip((-0.1, 0.0, 0.25, 0.5, 2.0), table, strict=True))
 
 
-BAD: list[tuple[Mapping[str, object], type[Exception], str]] = [
+BAD: list[tuple[Mapping[str, Any], type[Exception], str]] = [
     ({"integrator": "central"}, TypeError, r"such as CentralDifference\(\); got 'central'"),
     (
         {"modulus": MODULUS[:, :5]},
@@ -283,10 +283,10 @@ BAD: list[tuple[Mapping[str, object], type[Exception], str]] = [
 
 @pytest.mark.parametrize(("changes", "error", "message"), BAD)
 def test_bad_calls_are_refused_in_one_sentence(
-    changes: Mapping[str, object], error: type[Exception], message: str
+    changes: Mapping[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        simulate(SYSTEM, **_arguments(**({"integrator": CentralDifference()} | dict(changes))))
+        simulate(SYSTEM, **_arguments(**({"integrator": CentralDifference(), **changes})))
 
 
 BAD_OBJECTS: list[tuple[Callable[[], object], type[Exception], str]] = [
