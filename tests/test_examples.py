@@ -1,0 +1,34 @@
+"""The examples run, and give the numbers that they promise."""
+
+import pytest
+
+pytest.importorskip("matplotlib", reason="needs the extra plot")
+
+from examples import executors_and_resume, sde_monte_carlo, sobol_function
+
+
+def test_sde_monte_carlo_finds_the_exact_mean(tmp_path):
+    numbers = sde_monte_carlo.main(tmp_path, accuracy=0.02)
+    assert numbers["half_width"] <= 0.02
+    # 30 instants at 1e-6 each; the error of the scheme is 1e-4 of a standard error of 1e-2.
+    assert numbers["worst_z"] < 5.4
+    assert numbers["std_error"] < 0.1
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+def test_sobol_points_beat_independent_ones(tmp_path):
+    numbers = sobol_function.main(tmp_path, largest=10)
+    assert numbers["slope_independent"] == pytest.approx(-0.5, abs=0.15)
+    assert numbers["slope_sobol"] < -0.85
+    assert numbers["gain"] > 10
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_executors_and_a_killed_run_agree(tmp_path):
+    pytest.importorskip("zarr", reason="needs the extra io")
+    numbers = executors_and_resume.main(tmp_path, samples=400)
+    assert len(set(numbers["digests"].values())) == 1
+    assert 200 <= numbers["committed_at_kill"] < 400
+    assert numbers["resumed_evaluations"] == 0
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
