@@ -24,8 +24,8 @@ class _Given:
         return self.traces[noise.start : noise.stop]
 
 
-def _problem(smoke: bool, **changes: float) -> ImpactProblem:
-    return ImpactProblem(divisions=(20, 10) if smoke else (60, 30), **changes)
+def _problem(smoke: bool, window_width: float = 0.2) -> ImpactProblem:
+    return ImpactProblem(divisions=(20, 10) if smoke else (60, 30), window_width=window_width)
 
 
 def _runs(

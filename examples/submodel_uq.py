@@ -101,7 +101,9 @@ class Study:
     conditional: bool = True
     half_width: float = 0.01
     wasserstein: WassersteinSettings = field(default_factory=lambda: WassersteinSettings(batch=128))
-    flow: FlowSettings = field(default_factory=lambda: FlowSettings(fit=FitSettings(iterations=8000)))
+    flow: FlowSettings = field(
+        default_factory=lambda: FlowSettings(fit=FitSettings(iterations=8000, rate=3e-3, average=0.995))
+    )
     device: str = "cpu"
 
     @property
@@ -274,16 +276,17 @@ def submodel_monte_carlo(
 def judge(study: Study, runs: Ensemble, boundary: BoundaryGenerator, result: MonteCarloResult) -> Comparison:
     """Compare a generator with the held-out full-model runs: quantities of interest, then coefficients."""
     train, test = runs.split.train, runs.split.test
-    responses = [runs.load("responses", part) for part in (train, test)]
     names = list(study.full_model.output_names)
-    quantities = compare_quantities(result.outputs[: study.num_train], *responses, names)
+    quantities = compare_quantities(
+        result.outputs[: study.num_train], runs.load("responses", train), runs.load("responses", test), names
+    )
     encode = boundary.compression.encode
     drawn = NoiseStream(result.seed, 0, study.num_train)
     loads = result.inputs[: study.num_train].to(study.device)
     generated = boundary.generator(loads, drawn).cpu()
-    coefficients = [encode(runs.load("traces", part)) for part in (train, test)]
+    shown, held_out = (encode(runs.load("traces", part)) for part in (train, test))
     noise = NoiseStream(study.noise_seed("metrics"), 0, 1)
-    return quantities + compare(generated.float(), *coefficients, noise)
+    return quantities + compare(generated.float(), shown, held_out, noise)
 
 
 def measure_costs(study: Study, boundary: BoundaryGenerator, training: dict[str, float]) -> Costs:
@@ -406,7 +409,7 @@ def _study(options: argparse.Namespace) -> Study:
             num_modes=20,
             half_width=0.03,
             wasserstein=replace(study.wasserstein, iterations=200),
-            flow=replace(study.flow, fit=FitSettings(iterations=1500)),
+            flow=replace(study.flow, fit=replace(study.flow.fit, iterations=1500)),
         )
     train, test = options.train or study.num_train, options.test or study.num_test
     return replace(study, num_train=train, num_test=test)

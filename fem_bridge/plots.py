@@ -57,10 +57,9 @@ def plot_deformed(mesh: Mesh, displacement: Tensor, *, scale: float | None = Non
     figure, axes = _pyplot().subplots(figsize=(8, 4), layout="constrained")
     nodal = displacement.detach().cpu().double().numpy().reshape(-1, 2)
     size = np.linalg.norm(nodal, axis=1)
-    if scale is None:
-        scale = np.ptp(mesh.points[:, 1]) / 12 / max(size.max(), 1e-300)
-    _coloured(figure, [axes], mesh, nodal[None], scale)
-    axes.set_title(f"displacement drawn {scale:.3g} times", fontsize=10)
+    enlarged = float(np.ptp(mesh.points[:, 1]) / 12 / max(size.max(), 1e-300)) if scale is None else scale
+    _coloured(figure, [axes], mesh, nodal[None], enlarged)
+    axes.set_title(f"displacement drawn {enlarged:.3g} times", fontsize=10)
     return _finish(figure, axes)
 
 
@@ -123,11 +122,15 @@ def _coloured(
 ) -> None:
     """Colour each panel by the displacement, with one colour bar."""
     sizes = np.linalg.norm(nodal, axis=2)
+    from matplotlib.tri import Triangulation
+
+    top = max(float(sizes.max()), 1e-300)
+    drawn = []
     for axes, field, size in zip(panels, nodal, sizes, strict=True):
         x, y = (mesh.points + scale * field).T
-        style = {"shading": "gouraud", "cmap": "viridis", "vmin": 0.0, "vmax": max(sizes.max(), 1e-300)}
-        drawn = axes.tripcolor(x, y, mesh.cells, size, **style)
-    figure.colorbar(drawn, ax=list(panels), label="|u| [m]", shrink=0.8)
+        cells = Triangulation(x, y, mesh.cells)
+        drawn.append(axes.tripcolor(cells, size, shading="gouraud", cmap="viridis", vmin=0.0, vmax=top))
+    figure.colorbar(drawn[0], ax=list(panels), label="|u| [m]", shrink=0.8)
 
 
 def _finish(figure: "Figure", axes: "Axes") -> "Figure":

@@ -64,8 +64,10 @@ def perceptron(
         if zero_last and index == len(sizes) - 2:
             weights = torch.zeros_like(weights)
         with torch.no_grad():
-            layer.weight.copy_(weights[:, :fan_in])
-            layer.bias.copy_(weights[:, fan_in])
+            for parameter, value in zip(
+                layer.parameters(), (weights[:, :fan_in], weights[:, fan_in]), strict=True
+            ):
+                parameter.copy_(value)  # weight, then bias
         layers += [layer, activation]
     return nn.Sequential(*layers[:-1])
 

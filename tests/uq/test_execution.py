@@ -2,6 +2,7 @@
 
 import os
 import pickle
+from collections.abc import Generator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -85,6 +86,7 @@ def test_in_flight_ranges_are_limited():
             yield k, k + 10
 
     batches = evaluate_ranges(TASK, ranges(), place)
+    assert isinstance(batches, Generator)
     next(batches)
     batches.close()
     assert len(taken) == place.asked == 8
