@@ -154,6 +154,9 @@ def main(folder: Path = Path("out/executors_and_resume"), samples: int = 800) ->
 
 
 if __name__ == "__main__":
+    # A store knows the model's function by its module: take it from there, not from this program.
+    from examples.executors_and_resume import main, run
+
     parser = argparse.ArgumentParser()
     parser.add_argument("--samples", type=int, default=800)
     parser.add_argument("--child", type=Path, help="only run, with this store")
