@@ -583,6 +583,7 @@ def _ratios(name: str, race: Race, batch: int, threads: int) -> Iterator[Figure]
             yield bar(f"{label}: SciPy / ours", reference / kernel, 1.0, detail)
 
 
+SECTIONS = [operators, plane_wave, space_orders, time_orders, energy, gradients, speed]
+
 if __name__ == "__main__":
-    sections = [operators, plane_wave, space_orders, time_orders, energy, gradients, speed]
-    raise SystemExit(main("dynamics", sections))
+    raise SystemExit(main("dynamics", SECTIONS))

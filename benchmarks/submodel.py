@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -9,9 +10,18 @@ from torch import Tensor
 from benchmarks.check import Figure, at_least, at_most, main, reported
 from fem_bridge.assembly import Assembler, default_assembler
 from fem_bridge.assembly.skfem import SkfemAssembler
+from fem_bridge.dynamics import CentralDifference, GeneralizedAlpha, Integrator, Newmark
 from fem_bridge.problems import FullModel, ImpactProblem, ImpactRuns, Output
 from fem_bridge.submodel import Submodel
 from sde.noise import NoiseStream
+
+__all__ = ["SECTIONS", "cost", "equality"]
+
+_SCHEMES: tuple[tuple[Integrator, float], ...] = (
+    (CentralDifference(), 1e-12),
+    (Newmark(), 1e-11),
+    (GeneralizedAlpha(rho_inf=0.8), 1e-11),
+)
 
 
 class _Given:
@@ -29,12 +39,13 @@ def _problem(smoke: bool, window_width: float = 0.2) -> ImpactProblem:
 
 
 def _runs(
-    problem: ImpactProblem, assembler: Assembler, count: int
+    problem: ImpactProblem, assembler: Assembler, count: int, integrator: Integrator
 ) -> tuple[Submodel, ImpactRuns, NoiseStream]:
     noise = NoiseStream(seed=21, start=0, stop=count)
-    model = FullModel(problem, assembler)
+    model = FullModel(problem, assembler, integrator=integrator)
     runs = model.run(model.draw(noise), noise)
-    return Submodel(problem, _Given(runs.traces), assembler, output=Output.ZONE), runs, noise
+    submodel = Submodel(problem, _Given(runs.traces), assembler, output=Output.ZONE, integrator=integrator)
+    return submodel, runs, noise
 
 
 def _error(submodel: Submodel, traces: Tensor, material: Tensor, runs: ImpactRuns) -> float:
@@ -49,15 +60,15 @@ def equality(smoke: bool) -> Iterator[Figure]:
     """Submodel with the full model's interface histories, and both negative controls."""
     fenics = default_assembler()
     assemblers = [SkfemAssembler()] if fenics == SkfemAssembler() else [fenics, SkfemAssembler()]
-    for assembler in assemblers:
-        submodel, runs, noise = _runs(_problem(smoke), assembler, 4)
+    for assembler, (integrator, limit) in product(assemblers, _SCHEMES):
+        submodel, runs, noise = _runs(_problem(smoke), assembler, 2, integrator)
         material = submodel.assembled.zone_modulus(noise)
-        name = f"central difference, {assembler.name}"
-        yield at_most(f"{name}: error / max u", _error(submodel, runs.traces, material, runs), 1e-12)
+        name = f"{type(integrator).__name__}, {assembler.name}"
+        yield at_most(f"{name}: error / max u", _error(submodel, runs.traces, material, runs), limit)
         wrong = runs.traces.clone()
         wrong[:, :, ::7] *= 1.01
         yield at_least(f"{name}: control, 1 % on 1/7", _error(submodel, wrong, material, runs), 1e-3)
-    submodel, runs, noise = _runs(_problem(smoke, window_width=0.0), SkfemAssembler(), 4)
+    submodel, runs, noise = _runs(_problem(smoke, window_width=0.0), SkfemAssembler(), 4, CentralDifference())
     other = submodel.assembled.zone_modulus(noise.fork("other material"))
     yield at_least("control, zone material redrawn", _error(submodel, runs.traces, other, runs), 5e-2)
 
@@ -90,5 +101,7 @@ def cost(smoke: bool) -> Iterator[Figure]:
         yield reported(f"batch {batch}: submodel [s per sample]", zone, f"{full / zone:.1f} times less")
 
 
+SECTIONS = [equality, cost]
+
 if __name__ == "__main__":
-    raise SystemExit(main("submodel", [equality, cost]))
+    raise SystemExit(main("submodel", SECTIONS))

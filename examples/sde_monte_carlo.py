@@ -93,7 +93,8 @@ def plot(result: MonteCarloResult, paths: Tensor) -> Figure:
     right.plot(t, result.mean.numpy() - mean, color="#1f5f8b", label="mean - exact mean")
     right.axhline(0, color="#1b2733", linewidth=0.8)
     right.set(xlabel="time [s]", ylabel="error of the mean", title=f"{result.num_samples} paths")
-    right.legend(frameon=False)
+    right.set_ylim(-1.7 * half.max(), 1.4 * half.max())  # room for the legend below the band
+    right.legend(frameon=False, loc="lower right")
     return figure
 
 
