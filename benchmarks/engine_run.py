@@ -61,7 +61,10 @@ def executor(engine: str) -> Iterator[Executor | None]:
 
         with (
             LocalCluster(
-                n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+                n_workers=2,
+                threads_per_worker=1,
+                processes=True,
+                dashboard_address=None,  # pyright: ignore[reportArgumentType]
             ) as cluster,
             Client(cluster) as client,
         ):

@@ -157,7 +157,8 @@ def _running(
     """Numbers of samples, means up to them, and half widths, at 60 places evenly spread in the logarithm."""
     values = result.outputs[(slice(None), *component)].double()
     groups = len(result.replication_means) or 1
-    first = 2 * groups
+    # From 20 samples per group on: the band of the first few would hide all the rest.
+    first = groups * max(2, min(20, len(values) // (10 * groups)))
     steps = torch.logspace(math.log10(first), math.log10(max(len(values), first)), 60, dtype=torch.float64)
     counts = sorted({min(int(step) // groups * groups, len(values)) for step in steps.tolist()})
     known = groups > 1 or result.independent

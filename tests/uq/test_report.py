@@ -5,11 +5,17 @@ from html.parser import HTMLParser
 
 import pytest
 import torch
+from torch.distributions import Uniform
 
+from uq import FunctionModel, Input, Inputs, Sobol, monte_carlo
 from uq.markdown import to_html
 from uq.report import Report, format_number
+from uq.summary import summarise, summary_table
 
 figures = pytest.importorskip("matplotlib.figure", reason="needs the extra plot")
+
+MODEL = FunctionModel(lambda x: torch.stack([x.sum(-1), x.prod(-1)], -1), input_dim=2, output_shape=(2,))
+INPUTS = Inputs([Input("a", Uniform(0.0, 1.0)), Input("b", Uniform(1.0, 2.0))])
 
 
 class Balanced(HTMLParser):
@@ -108,3 +114,24 @@ def test_markup_is_escaped():
 def test_report_refuses_bad_arguments(call, error, words):
     with pytest.raises(error, match=words):
         call()
+
+
+def test_summary_of_a_run_shows_what_is_known(tmp_path):
+    page = Report("Run")
+    replicated = {"design": Sobol(2, 1), "replications": 4}
+    for settings in ({}, replicated, {"design": Sobol(2, 1)}):
+        result = monte_carlo(MODEL, INPUTS, seed=1, num_samples=256, progress=False, **settings)
+        summarise(page, result, ["sum", "product"], ["m", ""])
+    text = page.markdown()
+    assert text.count("sum [m]") >= 3
+    assert text.count("![Figure") == 6
+    assert "95 % interval" in text
+    last = summary_table(result)[1][0]
+    assert last[2:4] == ["-", "-"]  # points that are neither independent nor replicated: no error is claimed
+    page.write(tmp_path / "report.html")
+
+
+def test_summary_refuses_names_of_other_components():
+    result = monte_carlo(MODEL, INPUTS, seed=1, num_samples=8, progress=False)
+    with pytest.raises(ValueError, match="`names` must hold 2"):
+        summary_table(result, ["sum"])
