@@ -24,6 +24,7 @@ collect_ignore = [
     for file, package in (
         ("fem_bridge/assembly/dolfinx.py", "dolfinx"),
         ("fem_bridge/assembly/skfem.py", "skfem"),
+        ("sde/noise/triton_kernel.py", "triton"),
         ("inference/pyro_bridge.py", "pyro"),
     )
     if missing(package)

@@ -26,13 +26,14 @@ OPTIONAL = (
     "xarray",
 )
 OPTIONAL += ("h5py", "dask", "distributed", "pandas", "triton", "sphinx")
-UQ_MAY_IMPORT = ("sde.noise", "sde.shapes", "sde.checkpoint", "sde.progress", "sde.networks")
+UQ_MAY_IMPORT = ("sde.noise", "sde.shapes", "sde.checkpoint", "sde.progress", "sde.networks", "sde.samples")
 #: The one file in which an optional package is imported at the top.
 HOMES = {
     "dolfinx": "fem_bridge.assembly.dolfinx",
     "petsc4py": "fem_bridge.assembly.dolfinx",
     "ufl": "fem_bridge.assembly.dolfinx",
     "mpi4py": "fem_bridge.assembly.dolfinx",
+    "triton": "sde.noise.triton_kernel",
     "pyro": "inference.pyro_bridge",
 }
 
