@@ -5,14 +5,14 @@ about half
 an hour.
 """
 
-from benchmarks import dynamics, engine, generators, linear_trace, random_fields, submodel
+from benchmarks import dynamics, engine, generators, linear_trace, noise, random_fields, submodel
 from benchmarks.check import Section, main
 
 __all__ = ["SECTIONS"]
 
 SECTIONS: list[Section] = [
     section
-    for module in (engine, random_fields, dynamics, submodel, linear_trace, generators)
+    for module in (noise, engine, random_fields, dynamics, submodel, linear_trace, generators)
     for section in module.SECTIONS
 ]
 
