@@ -222,7 +222,7 @@ def _metrics(report: Report, outcome: Outcome) -> None:
 
 def _costs(report: Report, outcome: Outcome) -> None:
     """Section: what it costs, and from when it pays."""
-    costs = outcome.costs
+    costs, zone = outcome.costs, outcome.study.full_model.assembled.zone
     report.heading("Costs")
     rows = [
         [name, f"{costs.offline:.1f}", f"{costs.training[name]:.1f}", f"{1e3 * costs.submodel_sample:.2f}",
@@ -242,7 +242,7 @@ def _costs(report: Report, outcome: Outcome) -> None:
     report.text(
         f"One submodel sample costs {costs.full_sample / costs.submodel_sample:.1f} times less than a full "
         "one: the "
-        "zone holds 15 % of the cells. The gain of a submodel grows with the full model; the gain here is "
+        f"zone holds {100 * zone.mesh.num_cells / zone.parent.num_cells:.0f} % of the cells. The gain of a submodel grows with the full model; the gain here is "
         "modest and "
         "is meant to be checkable in minutes."
     )

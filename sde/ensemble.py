@@ -21,15 +21,13 @@ class Ensemble:
     """An SDE with its solver, grid and quantity of interest: a map from inputs and noise to outputs.
 
     Row ``i`` of the outputs depends only on row ``i`` of the inputs and on sample ``i`` of the noise,
-    whatever the
-    batch. A path that diverges is a row of NaN. Pickles when its functions do (module-level functions, not
-    lambdas).
+    whatever the batch. A path that diverges is a row of NaN. Pickles when its functions do (module-level
+    functions, not lambdas).
 
     Args:
         sde: The equation, or a function that makes it of the inputs ``(n, input_dim)``.
         initial: State at ``times[0]``: one for all samples, shape ``(d,)``, or a function of inputs and
-            noise that
-            returns ``(n, d)``; it draws with :attr:`Purpose.INITIAL_STATE`.
+            noise that returns ``(n, d)``; it draws with :attr:`Purpose.INITIAL_STATE`.
         times: Strictly increasing instants, shape ``(T,)``.
         qoi: Quantity of interest of paths ``(n, T, d)``, shape ``(n, *output_shape)``.
         input_dim: Number of scalar inputs.

@@ -37,8 +37,8 @@ class SDE:
     .. math:: \mathrm{d}X_t = f(t, X_t)\,\mathrm{d}t + g(t, X_t)\,\mathrm{d}W_t
 
     Row ``i`` of drift and diffusion may depend on row ``i`` of the state only: samples are independent. Both
-        may
-    return one row, ``(1, d)`` or ``(1, d, m)``, that holds for every sample, where they ignore the state.
+    may return one row, ``(1, d)`` or ``(1, d, m)``, that holds for every sample, where they ignore the
+    state.
 
     Args:
         drift: ``f``; time, a 0-d tensor, and state ``(n, d)`` to ``(n, d)``.

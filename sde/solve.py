@@ -37,9 +37,8 @@ def solve(
     .. math:: \mathrm{d}X_t = f(t, X_t)\,\mathrm{d}t + g(t, X_t)\,\mathrm{d}W_t, \qquad X_{t_0} = x_0.
 
     The path of sample ``i`` depends only on ``noise.seed``, ``i`` and the grid: batches of any size agree.
-    Time is
-    ``times[j] + k * dt`` with integer ``k``, never a running sum. Only the states at ``times`` are kept.
-    Gradients
+    Time is ``times[j] + k * dt`` with integer ``k``, never a running sum. Only the states at ``times`` are
+    kept. Gradients
     with respect to ``initial``, ``times`` and all that drift and diffusion close over flow by autograd.
 
     Args:
@@ -53,16 +52,14 @@ def solve(
         substeps: Equal steps taken between consecutive ``times``; at least 1.
         progress: Called with (steps taken, all steps) after every chunk of steps.
         allow_diverged: Return paths that left the range of floating-point numbers as infinities and NaN, and
-            skip
-            the checks of values, which transforms such as ``torch.func.vmap`` cannot trace.
+            skip the checks of values, which transforms such as ``torch.func.vmap`` cannot trace.
 
     Returns:
         States at ``times``, shape ``(n, T, d)``; the first is ``initial``.
 
     Raises:
         ValueError: If shapes disagree, ``times`` does not increase, ``initial`` is not finite, or ``solver``
-            cannot
-            integrate ``sde``.
+            cannot integrate ``sde``.
         TypeError: If a tensor is not floating point or ``noise`` is no source of noise.
         RuntimeError: If a path diverged and ``allow_diverged`` is false.
 

@@ -52,8 +52,7 @@ def load() -> Library:
     """Compile the kernel if the cache lacks it, and load it; once in a process.
 
     The file's name is a digest of the source, the flags, the compiler's version and the processor, and it is
-    put
-    in place atomically, so that processes which compile at the same time do no harm.
+    put in place atomically, so that processes which compile at the same time do no harm.
 
     Returns:
         The library, or the reason why there is none. Nothing is raised.

@@ -1,8 +1,7 @@
 r"""The counter generator: Philox4x32-10 and its maps from words to uniforms and normals, in plain PyTorch.
 
 This file is the definition. The C++ and Triton kernels must return the same 32-bit words, the same uniforms
-and,
-to a few units in the last place, the same normals.
+and, to a few units in the last place, the same normals.
 
 **Address.** One block of four words belongs to
 
@@ -13,13 +12,11 @@ to a few units in the last place, the same normals.
     stream  = purpose + 16 * channel            (bit 31 set: the low-order words of float64)
 
 so every ``(seed, sample, purpose, channel)`` owns an endless sequence with random access, whose element
-``i`` is
-lane ``i % 4`` of cell ``i // 4``.
+``i`` is lane ``i % 4`` of cell ``i // 4``.
 
 **Two precisions, one number.** float32 uses the word ``w`` of the address; float64 appends the word ``v`` of
-the
-same address with bit 31 of the stream set. The float64 number is therefore a refinement of the float32 one:
-a path in single precision is the double-precision path, rounded.
+the same address with bit 31 of the stream set. The float64 number is therefore a refinement of the float32
+one: a path in single precision is the double-precision path, rounded.
 
 References:
     Salmon, Moraes, Dror & Shaw (2011), Parallel random numbers: as easy as 1, 2, 3.
@@ -139,8 +136,7 @@ def uniforms(address: Address, dtype: torch.dtype, device: torch.device) -> Tens
     """Uniforms in the open interval (0, 1), shape ``(num_samples, count, channels)``.
 
     float32 keeps 23 bits of ``w`` and float64 52 bits of ``(w, v)``, each plus one half: exact on every
-    device,
-    symmetric about 1/2, never 0 or 1.
+    device, symmetric about 1/2, never 0 or 1.
     """
     high = words(address, device)
     if dtype == torch.float32:

@@ -173,8 +173,7 @@ class NoiseStream:
 
         Raises:
             ValueError: If a size is out of range, the purpose is not in the table, or the dtype is neither
-                float32
-                nor float64.
+                float32 nor float64.
             TypeError: If a size is not an integer.
         """
         return self._draw(Kind.NORMALS, count, purpose, channels, first, _real(dtype), device)

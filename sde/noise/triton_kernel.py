@@ -1,8 +1,8 @@
 """The GPU kernel of the counter generator of :mod:`sde.noise.philox`; this file alone imports Triton.
 
 Logarithm, sine and cosine are the polynomials of ``philox.cpp``: the fast hardware logarithm has an absolute
-error
-only, which spoils the small radii of uniforms near 1. With ``TRITON_INTERPRET=1`` the kernel runs on the CPU.
+error only, which spoils the small radii of uniforms near 1. With ``TRITON_INTERPRET=1`` the kernel runs on
+the CPU.
 
 References:
     Tillet, Kung & Cox (2019), Triton: an intermediate language and compiler. doi:10.1145/3315508.3329973

@@ -24,8 +24,7 @@ class Heun:
                  + \tfrac12\bigl(g(t_k, X_k) + g(t_{k+1}, \hat X)\bigr)\,\Delta W_k
 
     Strong order 1 for commutative noise (diagonal, scalar and additive noise are), 1/2 otherwise; weak order
-    1,
-    and 2 for additive noise.
+    1, and 2 for additive noise.
 
     Example:
         >>> Heun().orders[NoiseStructure.DIAGONAL].strong
