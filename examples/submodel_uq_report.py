@@ -34,17 +34,16 @@ def write_report(outcome: Outcome, summary: dict[str, object]) -> Path:
     study = outcome.study
     report = Report(
         "Uncertainty quantification of a submodel driven by a WGAN-GP",
-        f"Impact on a plane-strain body of random material, {summary['problem']} setting; "
-        f"assembled by {study.assembler.name}; seed {study.seed}",
+        f"Impact on a plane-strain body of random material, {summary['problem']} setting; assembled by "
+        f"{study.assembler.name}; seed {study.seed}",
     )
     report.text(_abstract(outcome))
     report.figure(
         overview(outcome),
         "Left: the full model at one instant, displacements enlarged, with the zone of interest in red. "
-        "Middle: "
-        "displacement histories of one interface degree of freedom, from held-out full runs and from the "
-        "WGAN-GP. "
-        "Right: distribution of one quantity of interest; grey, the 95 % band of the held-out full model.",
+        "Middle: displacement histories of one interface degree of freedom, from held-out full runs and "
+        "from the WGAN-GP. Right: distribution of one quantity of interest; grey, the 95 % band of the "
+        "held-out full model.",
     )
     _problem(report, outcome)
     _histories(report, outcome)
@@ -84,17 +83,13 @@ def _abstract(outcome: Outcome) -> str:
     error = float((100 * result.std_error / result.mean.abs()).max())
     return (
         f"A WGAN-GP trained on {outcome.study.num_train} full-model runs generates the displacement of the "
-        "interface; "
-        f"{result.num_samples} submodel runs driven by it know every mean quantity of interest with a "
-        "standard error of "
-        f"at most **{error:.2f} %**. Against {outcome.study.num_test} held-out full-model runs, the mean of "
-        "W1/sigma "
-        f"over the quantities of interest is **{scores['WGAN-GP']:.3f}** for the WGAN-GP, "
-        f"{scores['flow matching']:.3f} for flow matching, {scores['POD-Gaussian']:.3f} for the POD-Gaussian "
-        "and "
-        f"{scores['bootstrap']:.3f} for the bootstrap; training against held-out runs gives {floor:.3f}. "
-        f"One submodel sample takes {1e3 * costs.submodel_sample:.1f} ms and one full-model sample "
-        f"{1e3 * costs.full_sample:.1f} ms."
+        f"interface; {result.num_samples} submodel runs driven by it know every mean quantity of interest "
+        f"with a standard error of at most **{error:.2f} %**. Against {outcome.study.num_test} held-out "
+        "full-model runs, the mean of W1/sigma over the quantities of interest is "
+        f"**{scores['WGAN-GP']:.3f}** for the WGAN-GP, {scores['flow matching']:.3f} for flow matching, "
+        f"{scores['POD-Gaussian']:.3f} for the POD-Gaussian and {scores['bootstrap']:.3f} for the "
+        f"bootstrap; training against held-out runs gives {floor:.3f}. One submodel sample takes "
+        f"{1e3 * costs.submodel_sample:.1f} ms and one full-model sample {1e3 * costs.full_sample:.1f} ms."
     )
 
 
@@ -106,12 +101,9 @@ def _problem(report: Report, outcome: Outcome) -> None:
     report.heading("Problem")
     report.text(
         "A rectangle clamped on the right is hit on the left by a pulse of random place, amplitude and "
-        "duration. "
-        "Young's modulus is a lognormal field, certain in the zone. Given the same interface displacement, "
-        "zone "
-        "material and time steps, the submodel equals the restricted full model to rounding: what remains to "
-        "be "
-        "learned is the law of the interface histories."
+        "duration. Young's modulus is a lognormal field, certain in the zone. Given the same interface "
+        "displacement, zone material and time steps, the submodel equals the restricted full model to "
+        "rounding: what remains to be learned is the law of the interface histories."
     )
     mesh, zone = assembled.zone.parent, assembled.zone
     rows = [
@@ -163,10 +155,9 @@ def _histories(report: Report, outcome: Outcome) -> None:
     report.text(
         "All generators share one compression. On held-out histories it loses, in the relative L2 norm, "
         f"{100 * errors.time:.3f} % by storing every {outcome.study.stride}th instant and "
-        f"{100 * errors.modes:.1f} % by "
-        f"keeping {outcome.study.num_modes} modes; {100 * errors.total:.1f} % in all, "
-        f"{100 * errors.median:.1f} % for "
-        "the median history. This part no generator can win back."
+        f"{100 * errors.modes:.1f} % by keeping {outcome.study.num_modes} modes; {100 * errors.total:.1f} "
+        f"% in all, {100 * errors.median:.1f} % for the median history. This part no generator can win "
+        "back."
     )
     report.figure(plot_training(outcome.history), "Training of the WGAN-GP: critic gap and gradient norm.")
 
@@ -212,11 +203,10 @@ def _metrics(report: Report, outcome: Outcome) -> None:
     report.table(
         ["metric", *names, "floor"], rows,
         f"Against {first.num_test} held-out runs, {first.num_generated} generated samples each. Floor: the "
-        f"{first.num_train} training runs against the held-out ones. W1/sigma: Wasserstein distance over the "
-        "standard "
-        "deviation of the held-out runs; the rows below the quantities are of the whitened coefficients. The "
-        "bootstrap "
-        "replays training runs (nearest training sample 0): it is no generator, and a strong baseline.",
+        f"{first.num_train} training runs against the held-out ones. W1/sigma: Wasserstein distance over "
+        "the standard deviation of the held-out runs; the rows below the quantities are of the whitened "
+        "coefficients. The bootstrap replays training runs (nearest training sample 0): it is no "
+        "generator, and a strong baseline.",
     )  # fmt: skip
 
 
@@ -234,17 +224,14 @@ def _costs(report: Report, outcome: Outcome) -> None:
     report.table(
         columns, rows,
         "Seconds of this machine in one process, both models in batches. Break-even: the number of Monte "
-        "Carlo samples "
-        "from which full runs for training, training and submodel runs together cost less than full runs "
-        "alone. "
-        "Held-out runs are a cost of the check, not counted.",
+        "Carlo samples from which full runs for training, training and submodel runs together cost less "
+        "than full runs alone. Held-out runs are a cost of the check, not counted.",
     )  # fmt: skip
     report.text(
         f"One submodel sample costs {costs.full_sample / costs.submodel_sample:.1f} times less than a full "
-        "one: the "
-        f"zone holds {100 * zone.mesh.num_cells / zone.parent.num_cells:.0f} % of the cells. The gain of a submodel grows with the full model; the gain here is "
-        "modest and "
-        "is meant to be checkable in minutes."
+        f"one: the zone holds {100 * zone.mesh.num_cells / zone.parent.num_cells:.0f} % of the cells. The "
+        "gain of a submodel grows with the full model; the gain here is modest and is meant to be "
+        "checkable in minutes."
     )
 
 
@@ -268,19 +255,16 @@ def _shortfalls(outcome: Outcome) -> str:
             f"- **{name}**: the standard deviation that is furthest off is that of {worst}, "
             f"{100 * (score.value - 1):+.0f} % (95 % interval {100 * (score.lower - 1):+.0f} to "
             f"{100 * (score.upper - 1):+.0f} %: {sure} sampling error). The tail that is furthest off is "
-            "that of "
-            f"{names[tail]}: {100 * high[tail]:.1f} % of the generated samples exceed the held-out 95 % "
-            "quantile, which "
-            f"5 % should (the held-out quantile alone is uncertain by {100 * error**0.5:.1f} points)."
+            f"that of {names[tail]}: {100 * high[tail]:.1f} % of the generated samples exceed the held-out "
+            "95 % quantile, which 5 % should (the held-out quantile alone is uncertain by "
+            f"{100 * error**0.5:.1f} points)."
         )
     mean = {n: c.mean("W1/sigma") for n, c in outcome.comparisons.items()}
     better = mean["flow matching"].value < mean["WGAN-GP"].value
     lines.append(
-        f"- **Which to use**: {'flow matching' if better else 'the WGAN-GP'} is nearer to the held-out runs "
-        "here. "
-        "Tails beyond the training runs are extrapolation for every generator: do not read rare-event "
-        "probabilities "
-        "off them."
+        f"- **Which to use**: {'flow matching' if better else 'the WGAN-GP'} is nearer to the held-out "
+        "runs here. Tails beyond the training runs are extrapolation for every generator: do not read "
+        "rare-event probabilities off them."
     )
     return "\n".join(lines)
 
