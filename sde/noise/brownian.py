@@ -36,9 +36,8 @@ class WienerIncrements:
     r"""Grid mode: the increment of step ``k`` is :math:`\sqrt{h_k}\,Z_k`, with element ``k`` of the stream.
 
     Any chunk costs one call of the noise kernel, and chunks of any length give the same numbers. The path
-    depends
-    on the grid: another number of steps is another path. :meth:`coarsen` gives the same path on a coarser
-        grid.
+    depends on the grid: another number of steps is another path. :meth:`coarsen` gives the same path on a
+    coarser grid.
 
     Args:
         noise: Source of the normals, of purpose :attr:`Purpose.WIENER`.
