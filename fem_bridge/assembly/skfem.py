@@ -34,7 +34,7 @@ class SkfemAssembler:
         >>> from fem_bridge.assembly.mesh import rectangle
         >>> mesh = rectangle((0, 0), (2, 1), divisions=(4, 2))
         >>> operators = SkfemAssembler().elastic(mesh, poisson=0.3, density=1.0)
-        >>> operators.strain.shape, round(operators.lumped_mass.sum(), 12)
+        >>> operators.strain.shape, round(float(operators.lumped_mass.sum()), 12)
         ((96, 46), 4.0)
 
     References:
