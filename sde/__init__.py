@@ -1,15 +1,20 @@
 """Stochastic differential equations in PyTorch."""
 
+from sde.calculus import check_structure, to_ito, to_stratonovich
 from sde.ensemble import Ensemble
-from sde.equation import SDE, Calculus, NoiseStructure
-from sde.noise import NoiseStream, Purpose, WienerIncrements
+from sde.equation import SDE, Calculus, NoiseStructure, ode
+from sde.gradients import Backprop, Checkpointed
+from sde.noise import BrownianTree, NoiseStream, Purpose, WienerIncrements
 from sde.shapes import check_shapes
 from sde.solve import solve
 from sde.solvers import EulerMaruyama, Heun, Solver
 
 __all__ = [
     "SDE",
+    "Backprop",
+    "BrownianTree",
     "Calculus",
+    "Checkpointed",
     "Ensemble",
     "EulerMaruyama",
     "Heun",
@@ -19,5 +24,9 @@ __all__ = [
     "Solver",
     "WienerIncrements",
     "check_shapes",
+    "check_structure",
+    "ode",
     "solve",
+    "to_ito",
+    "to_stratonovich",
 ]

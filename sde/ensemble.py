@@ -26,10 +26,10 @@ class Ensemble:
 
     Args:
         sde: The equation, or a function that makes it of the inputs ``(n, input_dim)``.
-        initial: State at ``times[0]``: one for all samples, shape ``(d,)``, or a function of inputs and
-            noise that returns ``(n, d)``; it draws with :attr:`Purpose.INITIAL_STATE`.
+        initial: State at ``times[0]``: one for all samples, shape ``shape``, or a function of inputs
+            and noise that returns ``(n, *shape)``; it draws with :attr:`Purpose.INITIAL_STATE`.
         times: Strictly increasing instants, shape ``(T,)``.
-        qoi: Quantity of interest of paths ``(n, T, d)``, shape ``(n, *output_shape)``.
+        qoi: Quantity of interest of paths ``(n, T, *shape)``, shape ``(n, *output_shape)``.
         input_dim: Number of scalar inputs.
         output_shape: Shape of one output.
         solver: One-step method.
@@ -63,7 +63,8 @@ class Ensemble:
         if not callable(self.qoi):
             raise TypeError(f"`qoi` must be callable; got {type(self.qoi).__name__}.")
         if isinstance(self.initial, Tensor):
-            check_shapes(initial=(self.initial, "d"))
+            if self.initial.dim() < 1:
+                raise ValueError("`initial` must have at least one axis; got a scalar.")
         elif not callable(self.initial):
             raise TypeError(f"`initial` must be a tensor or callable; got {type(self.initial).__name__}.")
         if not isinstance(self.input_dim, int) or self.input_dim < 0:
@@ -88,7 +89,7 @@ class Ensemble:
         return torch.where(diverged.view(-1, *(1,) * len(self.output_shape)), blank, outputs)
 
     def paths(self, inputs: Tensor, noise: NoiseStream) -> Tensor:
-        """States at ``times``, shape ``(n, T, d)``; a path that diverged is not finite from there on."""
+        """States at ``times``, shape ``(n, T, *shape)``; a path that diverged is not finite from there on."""
         check_shapes(inputs=(inputs, f"n {self.input_dim}"))
         if len(inputs) != len(noise):
             raise ValueError(
@@ -96,7 +97,7 @@ class Ensemble:
             )
         equation = self.sde if isinstance(self.sde, SDE) else self.sde(inputs)
         if isinstance(self.initial, Tensor):
-            initial = self.initial.expand(len(noise), -1)
+            initial = self.initial.expand(len(noise), *self.initial.shape)
         else:
             initial = self.initial(inputs, noise)
         return solve(
@@ -116,4 +117,4 @@ class Ensemble:
         expected = (len(noise), *self.output_shape)
         if tuple(outputs.shape) != expected:
             raise ValueError(f"`qoi` must return shape {expected}; got {tuple(outputs.shape)}.")
-        return outputs, ~paths.detach()[:, -1].isfinite().all(-1)
+        return outputs, ~paths.detach()[:, -1].flatten(1).isfinite().all(1)

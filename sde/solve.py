@@ -1,61 +1,66 @@
-"""The time loop."""
-
-from collections.abc import Callable
+"""The time loop on a fixed grid."""
 
 import torch
 from torch import Tensor
 
 from sde.equation import SDE
-from sde.noise.brownian import Increments, WienerIncrements
+from sde.gradients.backprop import Checkpointed, Gradient
+from sde.march import Plan
+from sde.noise.brownian import WienerIncrements
+from sde.noise.increments import GivenIncrements, Increments
 from sde.noise.stream import NoiseStream
+from sde.noise.tree import BrownianTree
+from sde.progress import Progress
 from sde.shapes import check_shapes
 from sde.solvers.euler import EulerMaruyama
-from sde.solvers.interface import Increment, Solver, check_pairing
+from sde.solvers.interface import Solver, check_pairing
 
-__all__ = ["Progress", "solve", "time_grid"]
+__all__ = ["Noise", "make_plan", "solve", "time_grid"]
 
-Progress = Callable[[int, int], None]
-"""Called with the number of steps taken and the number of all steps, now and then and at the end."""
+Noise = NoiseStream | BrownianTree | Increments | None
+"""What drives a solve: samples in grid mode or in tree mode, or the increments themselves."""
 
-_CHUNK_ELEMENTS = 1 << 19  # increments held at once: a few megabytes, one kernel call
-_DEFAULT_SOLVER = EulerMaruyama()
+_DEFAULT_SOLVER, _DEFAULT_GRADIENT = EulerMaruyama(), Checkpointed()
 
 
 def solve(
     sde: SDE,
     initial: Tensor,
     times: Tensor,
-    noise: NoiseStream | Increments,
+    noise: Noise,
     *,
     solver: Solver = _DEFAULT_SOLVER,
     substeps: int = 1,
-    progress: Progress | None = None,
+    gradient: Gradient = _DEFAULT_GRADIENT,
+    progress: bool = False,
     allow_diverged: bool = False,
 ) -> Tensor:
     r"""Integrate an SDE over a grid of times.
 
     .. math:: \mathrm{d}X_t = f(t, X_t)\,\mathrm{d}t + g(t, X_t)\,\mathrm{d}W_t, \qquad X_{t_0} = x_0.
 
-    The path of sample ``i`` depends only on ``noise.seed``, ``i`` and the grid: batches of any size agree.
-    Time is ``times[j] + k * dt`` with integer ``k``, never a running sum. Only the states at ``times`` are
-    kept. Gradients
-    with respect to ``initial``, ``times`` and all that drift and diffusion close over flow by autograd.
+    The path of sample ``i`` depends only on the seed, ``i`` and, in grid mode, the grid: batches of any size
+    agree. Time is ``times[j] + k * dt`` with integer ``k``, never a running sum. Only the states at ``times``
+    are kept. Gradients with respect to ``initial``, ``times`` and all that drift and diffusion close over
+    flow by autograd.
 
     Args:
         sde: Drift and diffusion, and the calculus they are written in.
-        initial: State at ``times[0]``, shape ``(n, d)``, float32 or float64; its dtype and device are the
-            solve's.
+        initial: State at ``times[0]``, shape ``(n, *shape)`` with any shape, such as ``(n, d)``; float32 or
+            float64; its dtype and device are the solve's.
         times: Strictly increasing instants, shape ``(T,)`` with ``T >= 2``, in the time unit of ``sde``.
-        noise: Source of the Wiener increments, with ``n`` samples; or the increments themselves, one for
-            each step.
+        noise: A :class:`NoiseStream` of ``n`` samples, for paths drawn on this grid; a
+            :class:`sde.noise.BrownianTree` of ``n`` samples, for paths that are the same on every grid; or
+            the increments, one for each step. ``None`` for an ordinary differential equation.
         solver: One-step method; it must integrate ``sde.calculus`` and ``sde.structure``.
         substeps: Equal steps taken between consecutive ``times``; at least 1.
-        progress: Called with (steps taken, all steps) after every chunk of steps.
+        gradient: How the solve is differentiated.
+        progress: Show a bar.
         allow_diverged: Return paths that left the range of floating-point numbers as infinities and NaN, and
             skip the checks of values, which transforms such as ``torch.func.vmap`` cannot trace.
 
     Returns:
-        States at ``times``, shape ``(n, T, d)``; the first is ``initial``.
+        States at ``times``, shape ``(n, T, *shape)``; the first is ``initial``.
 
     Raises:
         ValueError: If shapes disagree, ``times`` does not increase, ``initial`` is not finite, or ``solver``
@@ -72,14 +77,32 @@ def solve(
     References:
         Kloeden & Platen (1992), section 10.2. doi:10.1007/978-3-662-12616-5
     """
-    check_pairing(solver, sde)
-    _check_state(initial, values=not allow_diverged)
-    instants, dts = time_grid(times, substeps)
-    increments = _increments(sde, initial, noise, dts)
-    paths = _loop(sde, initial, instants, dts, increments, solver, substeps, progress)
+    plan = make_plan(sde, initial, times, noise, solver, substeps, check_values=not allow_diverged)
+    with Progress(plan.num_steps, "solve", unit="step", show=progress) as bar:
+        paths = gradient.run(plan, initial, bar.update)
     if not allow_diverged:
         _check_finite(paths, times, noise)
     return paths
+
+
+def make_plan(
+    sde: SDE,
+    initial: Tensor,
+    times: Tensor,
+    noise: Noise,
+    solver: Solver,
+    substeps: int = 1,
+    *,
+    check_values: bool = True,
+) -> Plan:
+    """Check the arguments of a solve and lay out its steps; arguments and errors are those of `solve`."""
+    check_pairing(solver, sde)
+    _check_state(initial, values=check_values)
+    instants, sizes = time_grid(times, substeps)
+    shape = tuple(initial.shape[1:])
+    edges = torch.cat((instants, times[-1:].to(instants)))
+    increments = _increments(sde, initial, noise, edges, sizes)
+    return Plan(sde, solver, increments, times, substeps, instants.to(initial), sizes.to(initial), shape)
 
 
 def time_grid(times: Tensor, substeps: int) -> tuple[Tensor, Tensor]:
@@ -124,48 +147,26 @@ def time_grid(times: Tensor, substeps: int) -> tuple[Tensor, Tensor]:
     return instants.flatten(), (spans / substeps).repeat_interleave(substeps)
 
 
-def _loop(
-    sde: SDE,
-    initial: Tensor,
-    instants: Tensor,
-    dts: Tensor,
-    increments: Increments,
-    solver: Solver,
-    substeps: int,
-    progress: Progress | None,
-) -> Tensor:
-    """Take all steps and stack the states at the save times."""
-    num_steps, samples, channels = increments.shape
-    chunk = max(4, _CHUNK_ELEMENTS // max(1, samples * channels) // 4 * 4)
-    starts = instants.to(initial).unbind()
-    steps = dts.to(initial).unbind()
-    state, saved, equation = initial, [initial], sde.checked()
-    for first in range(0, num_steps, chunk):
-        count = min(chunk, num_steps - first)
-        wiener = increments.chunk(first, count)
-        for k, increment in enumerate(wiener.unbind(), first):
-            state = solver.step(equation, starts[k], state, steps[k], Increment(increment))
-            equation = sde  # the first step has checked the shapes
-            if (k + 1) % substeps == 0:
-                saved.append(state)
-        if progress is not None:
-            progress(first + count, num_steps)
-    return torch.stack(saved, dim=1)
-
-
-def _increments(sde: SDE, initial: Tensor, noise: NoiseStream | Increments, dts: Tensor) -> Increments:
+def _increments(sde: SDE, initial: Tensor, noise: Noise, edges: Tensor, sizes: Tensor) -> Increments:
     """The increments of the solve, checked against its shapes."""
-    samples, state_dim = initial.shape
-    channels = sde.channels(state_dim)
-    if isinstance(noise, NoiseStream):
-        if len(noise) != samples:
+    samples, channels = len(initial), sde.channels(tuple(initial.shape[1:]))
+    if channels == 0:
+        none = initial.new_zeros((samples, len(sizes), 0))
+        return GivenIncrements(none, none, none, none.unsqueeze(-1))
+    if isinstance(noise, NoiseStream | BrownianTree):
+        stream = noise if isinstance(noise, NoiseStream) else noise.noise
+        if len(stream) != samples:
             raise ValueError(
-                f"`noise` must hold one sample per row of `initial`, {samples}; got {len(noise)}."
+                f"`noise` must hold one sample per row of `initial`, {samples}; got {len(stream)}."
             )
-        return WienerIncrements(noise, dts, channels, initial.dtype, initial.device)
-    if not hasattr(noise, "chunk"):
-        raise TypeError(f"`noise` must be a NoiseStream or increments; got {type(noise).__name__}.")
-    expected = (len(dts), samples, channels)
+        if isinstance(noise, NoiseStream):
+            return WienerIncrements(noise, sizes, channels, initial.dtype, initial.device)
+        return noise.steps(edges, channels, dtype=initial.dtype, device=initial.device)
+    if noise is None or not hasattr(noise, "chunk"):
+        raise TypeError(
+            f"`noise` must be a NoiseStream, a BrownianTree or increments; got {type(noise).__name__}."
+        )
+    expected = (len(sizes), samples, channels)
     if noise.shape != expected:
         raise ValueError(
             f"`noise` must hold increments of (steps, samples, channels) = {expected}; got {noise.shape}."
@@ -174,24 +175,26 @@ def _increments(sde: SDE, initial: Tensor, noise: NoiseStream | Increments, dts:
 
 
 def _check_state(initial: Tensor, *, values: bool) -> None:
-    """Raise unless the initial state is a finite floating-point tensor ``(n, d)``."""
+    """Raise unless the initial state is a finite floating-point tensor ``(n, *shape)``."""
     if not isinstance(initial, Tensor) or initial.dtype not in (torch.float32, torch.float64):
         given = initial.dtype if isinstance(initial, Tensor) else type(initial).__name__
         raise TypeError(f"`initial` must be a tensor of dtype float32 or float64; got {given}.")
-    check_shapes(initial=(initial, "n d"))
+    if initial.dim() < 2:
+        raise ValueError(f"`initial` must have shape (n, ...), such as (n, d); got {tuple(initial.shape)}.")
     if values and not bool(initial.isfinite().all()):
-        row = int((~initial.isfinite()).any(1).nonzero()[0])
-        raise ValueError(f"`initial` must be finite; got {initial[row].tolist()} in row {row}.")
+        row = int((~initial.isfinite()).flatten(1).any(1).nonzero()[0])
+        raise ValueError(f"`initial` must be finite; got NaN or infinite values in row {row}.")
 
 
-def _check_finite(paths: Tensor, times: Tensor, noise: NoiseStream | Increments) -> None:
+def _check_finite(paths: Tensor, times: Tensor, noise: Noise) -> None:
     """Raise with the first sample that diverged; the last state tells, since NaN and infinity do not heal."""
-    diverged = ~paths.detach()[:, -1].isfinite().all(-1)
+    diverged = ~paths.detach()[:, -1].flatten(1).isfinite().all(1)
     if not bool(diverged.any()):
         return
     row = int(diverged.nonzero()[0])
-    sample = int(noise.sample_ids()[row]) if isinstance(noise, NoiseStream) else row
-    bad = int((~paths.detach()[row].isfinite().all(-1)).nonzero()[0])
+    stream = noise.noise if isinstance(noise, BrownianTree) else noise
+    sample = int(stream.sample_ids()[row]) if isinstance(stream, NoiseStream) else row
+    bad = int((~paths.detach()[row].flatten(1).isfinite().all(1)).nonzero()[0])
     raise RuntimeError(
         f"{int(diverged.sum())} of {len(paths)} paths diverged, the first sample {sample} "
         f"before time {float(times[bad]):g}. Take more substeps, or pass allow_diverged=True to keep them."

@@ -147,7 +147,7 @@ TABLE: dict[str, tuple[Call, type[Exception], str]] = {
     "state is NaN": (lambda _: solve(LINEAR, STATES * NAN, TIMES, NOISE), V, "`initial` must be finite; got"),
     "wrong calculus": (
         lambda _: solve(SDE(decay, ones, calculus=Calculus.STRATONOVICH), STATES, TIMES, NOISE, solver=EulerMaruyama()),
-        V, "got EulerMaruyama, which integrates Ito ones. Use Heun",
+        V, "got EulerMaruyama, which integrates Ito ones. Convert the equation with to_ito",
     ),
     "drift of another shape": (
         lambda _: solve(SDE(lambda t, x: x[:, :1], ones), STATES, TIMES, NOISE), V, r"got \(4, 1\)",

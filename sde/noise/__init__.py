@@ -2,6 +2,30 @@
 
 from sde.noise.backends import Backend, backend
 from sde.noise.brownian import WienerIncrements
+from sde.noise.increments import (
+    Areas,
+    CoarseIncrements,
+    CorrelatedIncrements,
+    GivenIncrements,
+    Increment,
+    Increments,
+)
+from sde.noise.levy_area import LevyLaw
 from sde.noise.stream import NoiseStream, Purpose
+from sde.noise.tree import BrownianTree
 
-__all__ = ["Backend", "NoiseStream", "Purpose", "WienerIncrements", "backend"]
+__all__ = [
+    "Areas",
+    "Backend",
+    "BrownianTree",
+    "CoarseIncrements",
+    "CorrelatedIncrements",
+    "GivenIncrements",
+    "Increment",
+    "Increments",
+    "LevyLaw",
+    "NoiseStream",
+    "Purpose",
+    "WienerIncrements",
+    "backend",
+]

@@ -1,34 +1,18 @@
 """Wiener increments on a grid of time steps, drawn a chunk of steps at a time."""
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from sde.noise.backends import fill
+from sde.noise.increments import Areas, CoarseIncrements, Increment
+from sde.noise.levy_area import LevyLaw, levy_area, num_pairs
 from sde.noise.philox import Kind
 from sde.noise.stream import NoiseStream, Purpose
 from sde.shapes import check_shapes
 
-__all__ = ["CoarseIncrements", "GivenIncrements", "Increments", "WienerIncrements"]
-
-
-class Increments(Protocol):
-    """The increments that drive a solve: of one Wiener path per sample, step by step.
-
-    Attributes:
-        shape: ``(num_steps, n, channels)``.
-    """
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Steps, samples and channels."""
-        ...
-
-    def chunk(self, first: int, count: int) -> Tensor:
-        """Increments of steps ``first .. first + count - 1``, shape ``(count, n, channels)``."""
-        ...
+__all__ = ["WienerIncrements"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,7 +21,9 @@ class WienerIncrements:
 
     Any chunk costs one call of the noise kernel, and chunks of any length give the same numbers. The path
     depends on the grid: another number of steps is another path. :meth:`coarsen` gives the same path on a
-    coarser grid.
+    coarser grid, :class:`sde.noise.BrownianTree` paths that do not depend on the grid.
+
+    Areas are drawn from streams of their own, so asking for them does not change the increments.
 
     Args:
         noise: Source of the normals, of purpose :attr:`Purpose.WIENER`.
@@ -45,6 +31,7 @@ class WienerIncrements:
         channels: Number of independent Wiener processes, at least 1.
         dtype: Type of the increments.
         device: Where they are computed.
+        levy_law: How Levy areas between channels are drawn.
 
     Raises:
         ValueError: If a shape, a size, or the sign of a step is wrong.
@@ -52,9 +39,10 @@ class WienerIncrements:
     Example:
         >>> noise = NoiseStream(seed=1, start=0, stop=6)
         >>> path = WienerIncrements(noise, torch.full((8,), 0.125), channels=2, dtype=torch.float64)
-        >>> path.shape, path.chunk(0, 4).shape
+        >>> path.shape, path.chunk(0, 4).wiener.shape
         ((8, 6, 2), torch.Size([4, 6, 2]))
-        >>> torch.equal(path.coarsen(4).chunk(1, 1)[0], path.chunk(4, 4).sum(0))
+        >>> coarse = path.coarsen(4).chunk(1, 1).wiener[0]
+        >>> torch.equal(coarse, path.chunk(4, 4).wiener.sum(0))
         True
 
     References:
@@ -66,6 +54,7 @@ class WienerIncrements:
     channels: int
     dtype: torch.dtype = torch.float32
     device: torch.device | str = "cpu"
+    levy_law: LevyLaw = LevyLaw.FOSTER
 
     def __post_init__(self) -> None:
         check_shapes(step_sizes=(self.step_sizes, "num_steps"))
@@ -82,78 +71,36 @@ class WienerIncrements:
         """``(num_steps, n, channels)``."""
         return len(self.step_sizes), len(self.noise), self.channels
 
-    def chunk(self, first: int, count: int) -> Tensor:
-        """Increments of steps ``first .. first + count - 1``, shape ``(count, n, channels)``."""
-        scales = self.step_sizes[first : first + count].sqrt().to(self.device, self.dtype)
-        normals = torch.empty((len(scales), *self.shape[1:]), dtype=self.dtype, device=self.device)
-        address = self.noise.address(Purpose.WIENER, first, len(scales), self.channels)
-        fill(Kind.NORMALS, address, normals.transpose(0, 1))
-        # In place where nothing is differentiated: the increments are then the only memory touched.
-        return (
-            normals * scales[:, None, None] if scales.requires_grad else normals.mul_(scales[:, None, None])
-        )
+    def chunk(self, first: int, count: int, areas: Areas = Areas.NONE) -> Increment:
+        """Increments of steps ``first .. first + count - 1``, each ``(count, n, channels)``."""
+        steps = self.step_sizes[first : first + count].to(self.device, self.dtype)[:, None, None]
+        wiener = self._normals(Purpose.WIENER, first, steps.sqrt())
+        if not areas:
+            return Increment(wiener)
+        area = self._normals(Purpose.SPACE_TIME_AREA, first, (steps / 12).sqrt())
+        curve = levy = None
+        if areas & Areas.SPACE_TIME_TIME:
+            curve = self._normals(Purpose.SPACE_TIME_TIME_AREA, first, (steps / 720).sqrt())
+        if areas & Areas.LEVY:
+            levy = self._levy(first, steps, wiener, area)
+        return Increment(wiener, area, curve, levy)
 
-    def coarsen(self, factor: int) -> "CoarseIncrements":
+    def _normals(self, purpose: Purpose, first: int, scales: Tensor, channels: int | None = None) -> Tensor:
+        """Scaled normals of a purpose, shape ``(count, n, channels)``."""
+        channels = self.channels if channels is None else channels
+        out = torch.empty((len(scales), len(self.noise), channels), dtype=self.dtype, device=self.device)
+        fill(Kind.NORMALS, self.noise.address(purpose, first, len(scales), channels), out.transpose(0, 1))
+        # In place where nothing is differentiated: the increments are then the only memory touched.
+        return out * scales if scales.requires_grad else out.mul_(scales)
+
+    def _levy(self, first: int, steps: Tensor, wiener: Tensor, area: Tensor) -> Tensor:
+        """Levy areas, zero for a single process."""
+        pairs = num_pairs(self.channels)
+        if not pairs:
+            return wiener.new_zeros((*wiener.shape, 1))
+        normals = self._normals(Purpose.LEVY_AREA, first, torch.ones_like(steps), pairs)
+        return levy_area(wiener, area, steps, normals, self.levy_law)
+
+    def coarsen(self, factor: int) -> CoarseIncrements:
         """The same paths on a grid of ``factor`` times longer steps."""
         return CoarseIncrements(self, factor)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class CoarseIncrements:
-    """Sums of ``factor`` consecutive increments: the same paths seen on a coarser grid.
-
-    Args:
-        fine: Increments on the fine grid.
-        factor: Fine steps per coarse step; it must divide their number.
-
-    Raises:
-        ValueError: If ``factor`` is below 1 or does not divide the number of fine steps.
-    """
-
-    fine: Increments
-    factor: int
-
-    def __post_init__(self) -> None:
-        num_steps = self.fine.shape[0]
-        if self.factor < 1 or num_steps % self.factor:
-            raise ValueError(f"`factor` must divide the number of steps, {num_steps}; got {self.factor}.")
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """``(num_steps, n, channels)`` of the coarse grid."""
-        num_steps, samples, channels = self.fine.shape
-        return num_steps // self.factor, samples, channels
-
-    def chunk(self, first: int, count: int) -> Tensor:
-        """Increments of coarse steps ``first .. first + count - 1``, shape ``(count, n, channels)``."""
-        fine = self.fine.chunk(first * self.factor, count * self.factor)
-        return fine.unflatten(0, (-1, self.factor)).sum(1)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class GivenIncrements:
-    """Increments that the caller supplies.
-
-    Args:
-        values: Shape ``(n, num_steps, channels)``.
-
-    Raises:
-        ValueError: If ``values`` has another number of axes or is not finite.
-    """
-
-    values: Tensor
-
-    def __post_init__(self) -> None:
-        check_shapes(values=(self.values, "n num_steps channels"))
-        if not bool(self.values.isfinite().all()):
-            raise ValueError("`values` must be finite; got NaN or infinite increments.")
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """``(num_steps, n, channels)``."""
-        samples, num_steps, channels = self.values.shape
-        return num_steps, samples, channels
-
-    def chunk(self, first: int, count: int) -> Tensor:
-        """Increments of steps ``first .. first + count - 1``, shape ``(count, n, channels)``."""
-        return self.values[:, first : first + count].transpose(0, 1)

@@ -2,6 +2,6 @@
 
 from sde.solvers.euler import EulerMaruyama
 from sde.solvers.heun import Heun
-from sde.solvers.interface import Increment, Orders, Solver, check_pairing
+from sde.solvers.interface import EmbeddedSolver, OneStep, Orders, Solver, check_pairing
 
-__all__ = ["EulerMaruyama", "Heun", "Increment", "Orders", "Solver", "check_pairing"]
+__all__ = ["EmbeddedSolver", "EulerMaruyama", "Heun", "OneStep", "Orders", "Solver", "check_pairing"]

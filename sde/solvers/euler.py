@@ -1,20 +1,20 @@
-"""The Euler--Maruyama scheme."""
+"""Euler schemes that are explicit in drift and diffusion."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import ClassVar
 
 from torch import Tensor
 
 from sde.equation import SDE, Calculus, NoiseStructure
-from sde.solvers.interface import Increment, Orders
+from sde.noise.increments import Increment
+from sde.solvers.interface import OneStep, Orders, orders
 
 __all__ = ["EulerMaruyama"]
 
 
 @dataclass(frozen=True, slots=True)
-class EulerMaruyama:
+class EulerMaruyama(OneStep):
     r"""Explicit Euler for Ito equations.
 
     .. math:: X_{k+1} = X_k + f(t_k, X_k)\,h + g(t_k, X_k)\,\Delta W_k
@@ -32,16 +32,16 @@ class EulerMaruyama:
     """
 
     calculus: ClassVar[Calculus] = Calculus.ITO
-    orders: ClassVar[Mapping[NoiseStructure, Orders]] = MappingProxyType(
-        {
-            NoiseStructure.DIAGONAL: Orders(0.5, 1.0),
-            NoiseStructure.SCALAR: Orders(0.5, 1.0),
-            NoiseStructure.ADDITIVE: Orders(1.0, 1.0),
-            NoiseStructure.GENERAL: Orders(0.5, 1.0),
-        }
+    orders: ClassVar[Mapping[NoiseStructure, Orders]] = orders(
+        none=(1.0, 1.0),
+        diagonal=(0.5, 1.0),
+        scalar=(0.5, 1.0),
+        additive=(1.0, 1.0),
+        commutative=(0.5, 1.0),
+        general=(0.5, 1.0),
     )
 
     def step(self, sde: SDE, time: Tensor, state: Tensor, dt: Tensor, increment: Increment) -> Tensor:
-        """The state at ``time + dt``, shape ``(n, d)``."""
+        """The state at ``time + dt``, shape ``(n, *shape)``."""
         noise = sde.product(sde.diffusion(time, state), increment.wiener)
         return state + sde.drift(time, state) * dt + noise

@@ -2,19 +2,19 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import ClassVar
 
 from torch import Tensor
 
 from sde.equation import SDE, Calculus, NoiseStructure
-from sde.solvers.interface import Increment, Orders
+from sde.noise.increments import Increment
+from sde.solvers.interface import OneStep, Orders, orders
 
 __all__ = ["Heun"]
 
 
 @dataclass(frozen=True, slots=True)
-class Heun:
+class Heun(OneStep):
     r"""Trapezoidal predictor--corrector for Stratonovich equations.
 
     .. math::
@@ -36,17 +36,17 @@ class Heun:
     """
 
     calculus: ClassVar[Calculus] = Calculus.STRATONOVICH
-    orders: ClassVar[Mapping[NoiseStructure, Orders]] = MappingProxyType(
-        {
-            NoiseStructure.DIAGONAL: Orders(1.0, 1.0),
-            NoiseStructure.SCALAR: Orders(1.0, 1.0),
-            NoiseStructure.ADDITIVE: Orders(1.0, 2.0),
-            NoiseStructure.GENERAL: Orders(0.5, 1.0),
-        }
+    orders: ClassVar[Mapping[NoiseStructure, Orders]] = orders(
+        none=(2.0, 2.0),
+        diagonal=(1.0, 1.0),
+        scalar=(1.0, 1.0),
+        additive=(1.0, 2.0),
+        commutative=(1.0, 1.0),
+        general=(0.5, 1.0),
     )
 
     def step(self, sde: SDE, time: Tensor, state: Tensor, dt: Tensor, increment: Increment) -> Tensor:
-        """The state at ``time + dt``, shape ``(n, d)``."""
+        """The state at ``time + dt``, shape ``(n, *shape)``."""
         end = time + dt
         drift, diffusion = sde.drift(time, state), sde.diffusion(time, state)
         predicted = state + drift * dt + sde.product(diffusion, increment.wiener)

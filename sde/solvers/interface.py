@@ -1,42 +1,85 @@
 """What a solver is: one step of a numerical scheme, and what it promises."""
 
 from collections.abc import Mapping
-from typing import ClassVar, NamedTuple, Protocol
+from types import MappingProxyType
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from torch import Tensor
 
 from sde.equation import SDE, Calculus, NoiseStructure
+from sde.noise.increments import Areas, Increment
 
-__all__ = ["Increment", "Orders", "Solver", "check_pairing"]
+__all__ = ["EmbeddedSolver", "OneStep", "Orders", "Solver", "check_pairing", "orders"]
 
-
-class Increment(NamedTuple):
-    """What the driving noise did during one step."""
-
-    wiener: Tensor  #: increment of the Wiener processes, shape ``(n, channels)``
+Carry = Any
+"""What a scheme takes from step to step: the state, or a tuple of tensors that holds it."""
 
 
 class Orders(NamedTuple):
     """Orders of convergence in the step size."""
 
-    strong: float  #: of the root mean square error of the path
+    strong: float  #: of the root mean square error of the path; NaN where the scheme is weak only
     weak: float  #: of the error of expectations of smooth functions
+
+
+def orders(**by_structure: tuple[float, float]) -> Mapping[NoiseStructure, Orders]:
+    """Table of (strong, weak) orders by the names of noise structures; ``none``: the deterministic order."""
+    return MappingProxyType(
+        {NoiseStructure[name.upper()]: Orders(*pair) for name, pair in by_structure.items()}
+    )
 
 
 class Solver(Protocol):
     """One step of a scheme, as a pure function of time, state, step and increment, in torch operations.
 
+    Most schemes step from state to state and derive from :class:`OneStep`; others carry more.
+
     Attributes:
         calculus: Of the equations that the scheme integrates; additive noise is the same in both.
         orders: Orders of convergence for each noise structure that the scheme can integrate.
+        areas: What the scheme needs of the path beside its increments.
     """
 
     calculus: ClassVar[Calculus]
     orders: ClassVar[Mapping[NoiseStructure, Orders]]
+    areas: ClassVar[Areas]
 
-    def step(self, sde: SDE, time: Tensor, state: Tensor, dt: Tensor, increment: Increment) -> Tensor:
-        """The state at ``time + dt``, shape ``(n, d)``; ``time`` and ``dt`` are 0-d tensors."""
+    def start(self, sde: SDE, time: Tensor, state: Tensor, /) -> Carry:
+        """What is carried into the first step."""
         ...
+
+    def step(self, sde: SDE, time: Tensor, carry: Carry, dt: Tensor, increment: Increment, /) -> Carry:
+        """What is carried to ``time + dt``; ``time`` and ``dt`` are 0-d, or ``(n, 1, ...)`` per sample."""
+        ...
+
+    def read(self, carry: Carry, /) -> Tensor:
+        """The state ``(n, *shape)`` in what is carried."""
+        ...
+
+
+class EmbeddedSolver(Solver, Protocol):
+    """A solver that estimates the error of its steps."""
+
+    def step_with_error(
+        self, sde: SDE, time: Tensor, carry: Carry, dt: Tensor, increment: Increment, /
+    ) -> tuple[Carry, Tensor]:
+        """As :meth:`step`, with an estimate of the local error, shape ``(n, *shape)``."""
+        ...
+
+
+class OneStep:
+    """Base of the schemes that carry the state alone."""
+
+    __slots__ = ()
+    areas: ClassVar[Areas] = Areas.NONE
+
+    def start(self, sde: SDE, time: Tensor, state: Tensor) -> Tensor:
+        """The state."""
+        return state
+
+    def read(self, carry: Tensor) -> Tensor:
+        """The state."""
+        return carry
 
 
 def check_pairing(solver: Solver, sde: SDE) -> None:
@@ -51,9 +94,10 @@ def check_pairing(solver: Solver, sde: SDE) -> None:
         raise ValueError(
             f"`solver` must integrate {sde.structure.value} noise; got {name}, which integrates {known}."
         )
-    if sde.calculus is not solver.calculus and sde.structure is not NoiseStructure.ADDITIVE:
-        remedy = "EulerMaruyama()" if sde.calculus is Calculus.ITO else "Heun()"
+    same = sde.structure in (NoiseStructure.ADDITIVE, NoiseStructure.NONE)
+    if sde.calculus is not solver.calculus and not same:
         raise ValueError(
             f"`solver` must integrate {sde.calculus.value} equations; got {name}, which integrates "
-            f"{solver.calculus.value} ones. Use {remedy}, or write the equation in the other calculus."
+            f"{solver.calculus.value} ones. Convert the equation with "
+            f"to_{'ito' if solver.calculus is Calculus.ITO else 'stratonovich'}(sde)."
         )

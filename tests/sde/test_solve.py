@@ -41,7 +41,7 @@ def _increments(seed: int) -> WienerIncrements:
 def _slope(sde: SDE, solver: EulerMaruyama | Heun, exact: Callable[[Tensor], Tensor]) -> tuple[float, float]:
     """Slope of log root mean square error at time 1 against log step, and its standard error."""
     fine = _increments(seed=8)
-    wiener = fine.chunk(0, 2 ** _LEVELS[-1]).sum(0)
+    wiener = fine.chunk(0, 2 ** _LEVELS[-1]).wiener.sum(0)
     squares = []
     for level in _LEVELS:
         times = torch.linspace(0, 1, 2**level + 1, dtype=torch.float64)

@@ -1,0 +1,109 @@
+"""The steps of a solve: what every driver and every gradient goes through."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sde.equation import SDE
+from sde.noise.increments import Areas, Increment, Increments
+from sde.solvers.interface import Carry, Solver
+
+__all__ = ["Plan", "Step"]
+
+_CHUNK_ELEMENTS = 1 << 19  # numbers held at once: a few megabytes, one kernel call for each kind
+
+
+class Step(NamedTuple):
+    """One step that has been taken."""
+
+    number: int  #: of the step, from 0
+    time: Tensor  #: at its start, 0-d
+    dt: Tensor  #: its length, 0-d
+    increment: Increment  #: of the noise, arranged as :meth:`SDE.product` takes it
+    carry: Carry  #: what the solver carries, at its end
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """A solve that is checked and ready to run.
+
+    Attributes:
+        sde: The equation.
+        solver: The scheme.
+        increments: The noise.
+        times: Instants that are saved, shape ``(T,)``.
+        substeps: Steps between consecutive instants.
+        starts: Start of every step, in the dtype of the state, shape ``(num_steps,)``.
+        sizes: Length of every step, likewise.
+        state_shape: Shape of the state of one sample.
+    """
+
+    sde: SDE
+    solver: Solver
+    increments: Increments
+    times: Tensor
+    substeps: int
+    starts: Tensor
+    sizes: Tensor
+    state_shape: tuple[int, ...]
+
+    @property
+    def num_steps(self) -> int:
+        """Number of steps."""
+        return len(self.sizes)
+
+    @property
+    def chunk(self) -> int:
+        """Steps whose increments are held at once."""
+        _, samples, channels = self.increments.shape
+        kinds = 1 + sum(area in self.solver.areas for area in (Areas.SPACE_TIME, Areas.SPACE_TIME_TIME))
+        size = samples * channels * (kinds + channels * (Areas.LEVY in self.solver.areas))
+        return max(4, _CHUNK_ELEMENTS // max(1, size) // 4 * 4)
+
+    def start(self, initial: Tensor) -> Carry:
+        """What is carried into the first step."""
+        return self.solver.start(self.sde.checked(), self.starts[0], initial)
+
+    def noise(self, first: int, count: int) -> Iterator[Increment]:
+        """The increments of steps ``first .. first + count - 1``, arranged for the equation."""
+        drawn = self.increments.chunk(first, count, self.solver.areas)
+        arrange, shape = self.sde.arrange, self.state_shape
+        wiener, area, curve, levy = drawn
+        return Increment(
+            arrange(wiener, shape),
+            None if area is None else arrange(area, shape),
+            None if curve is None else arrange(curve, shape),
+            levy,
+        ).steps()
+
+    def march(self, carry: Carry, first: int, count: int) -> Iterator[Step]:
+        """Take steps ``first .. first + count - 1`` from what is carried into the first of them."""
+        starts, sizes = self.starts.unbind(), self.sizes.unbind()
+        step, sde = self.solver.step, self.sde.checked() if first == 0 else self.sde
+        for begin in range(first, first + count, self.chunk):
+            end = min(begin + self.chunk, first + count)
+            for k, increment in enumerate(self.noise(begin, end - begin), begin):
+                carry = step(sde, starts[k], carry, sizes[k], increment)
+                sde = self.sde  # the first step has checked the shapes
+                yield Step(k, starts[k], sizes[k], increment, carry)
+
+    def advance(self, carry: Carry, first: int, count: int) -> tuple[Carry, list[Tensor]]:
+        """Take steps and keep the states at the instants among their ends."""
+        saved = []
+        for step in self.march(carry, first, count):
+            carry = step.carry
+            if (step.number + 1) % self.substeps == 0:
+                saved.append(self.solver.read(carry))
+        return carry, saved
+
+    def with_sde(self, sde: SDE) -> "Plan":
+        """The same solve of another equation of the same structure."""
+        return replace(self, sde=sde)
+
+
+def stack(initial: Tensor, saved: list[Tensor]) -> Tensor:
+    """States at the saved instants, shape ``(n, T, *shape)``."""
+    return torch.stack([initial, *saved], dim=1)
