@@ -46,6 +46,7 @@ from fem_bridge import (
     Split,
     Submodel,
     TraceCompression,
+    TraceErrors,
     WassersteinFit,
     build_ensemble,
     default_assembler,
@@ -102,7 +103,9 @@ class Study:
     half_width: float = 0.01
     wasserstein: WassersteinSettings = field(default_factory=lambda: WassersteinSettings(batch=128))
     flow: FlowSettings = field(
-        default_factory=lambda: FlowSettings(fit=FitSettings(iterations=8000, rate=3e-3, average=0.995))
+        default_factory=lambda: FlowSettings(
+            width=64, fit=FitSettings(iterations=4000, rate=3e-3, average=0.995)
+        )
     )
     device: str = "cpu"
 
@@ -191,8 +194,9 @@ def full_runs(study: Study, executor: Executor | None) -> Ensemble:
 # %% [markdown]
 # ## 2. Generators of boundary conditions
 #
-# All draw the same whitened coefficients of the same modes; they differ in the law that they learn. The
-# WGAN-GP's
+# All draw whitened coefficients of modes; they differ in the law that they learn. The structure is linear
+# and at rest before the impact, so histories are proportional to the impact's amplitude $A$, whose law is
+# known: conditional generators learn histories of unit amplitude, given place and duration. The WGAN-GP's
 # critic sees each coefficient in proportion to its mode's energy.
 
 
@@ -202,13 +206,15 @@ def fit_generators(
 ) -> tuple[dict[str, BoundaryGenerator], dict[str, float], dict[str, list[float]]]:
     """Fit the generators to the training histories; also returns training times [s] and diagnostics."""
     traces, loads = (runs.load(name, runs.split.train) for name in ("traces", "inputs"))
-    compression = TraceCompression.fit(
-        traces, study.problem.times, stride=study.stride, num_modes=study.num_modes
+    amplitude = study.problem.inputs.names.index("A")
+    whole, unit = (
+        TraceCompression.fit(t, study.problem.times, stride=study.stride, num_modes=study.num_modes)
+        for t in (traces, traces / loads[:, amplitude, None, None])
     )
     wasserstein = WassersteinFit(
         study.noise_seed("wasserstein"),
         study.wasserstein,
-        weights=compression.scales,
+        weights=(unit if study.conditional else whole).scales,
         checkpoint=study.folder / "wasserstein.pt",
     )
     flow_history: dict[str, list[float]] = {}
@@ -234,7 +240,14 @@ def fit_generators(
         "bootstrap": (Bootstrap, None),
     }
     boundaries = {
-        name: train_boundary_generator(compression, traces, fit, conditions=conditions, device=study.device)
+        name: train_boundary_generator(
+            whole if conditions is None else unit,
+            traces,
+            fit,
+            conditions=conditions,
+            amplitude=None if conditions is None else amplitude,
+            device=study.device,
+        )
         for name, (fit, conditions) in fits.items()
     }
     seconds = {"WGAN-GP": wasserstein.history["seconds"][-1], "flow matching": flow_history["seconds"][-1]}
@@ -280,13 +293,24 @@ def judge(study: Study, runs: Ensemble, boundary: BoundaryGenerator, result: Mon
     quantities = compare_quantities(
         result.outputs[: study.num_train], runs.load("responses", train), runs.load("responses", test), names
     )
-    encode = boundary.compression.encode
     drawn = NoiseStream(result.seed, 0, study.num_train)
     loads = result.inputs[: study.num_train].to(study.device)
-    generated = boundary.generator(loads, drawn).cpu()
-    shown, held_out = (encode(runs.load("traces", part)) for part in (train, test))
+    generated = boundary.coefficients(loads, drawn).cpu()
+    shown, held_out = (encode(runs, boundary, part) for part in (train, test))
     noise = NoiseStream(study.noise_seed("metrics"), 0, 1)
     return quantities + compare(generated.float(), shown, held_out, noise)
+
+
+def encode(runs: Ensemble, boundary: BoundaryGenerator, part: range) -> Tensor:
+    """Coefficients of full-model runs in the modes of a generator."""
+    traces, loads = runs.load("traces", part), runs.load("inputs", part)
+    return boundary.compression.encode(boundary.unit(traces, loads))
+
+
+def compression_errors(runs: Ensemble, boundary: BoundaryGenerator) -> TraceErrors:
+    """What the compression of a generator loses of the held-out histories."""
+    part = runs.split.test
+    return boundary.compression.errors(boundary.unit(runs.load("traces", part), runs.load("inputs", part)))
 
 
 def measure_costs(study: Study, boundary: BoundaryGenerator, training: dict[str, float]) -> Costs:
@@ -320,7 +344,6 @@ def summarise(outcome: Outcome) -> dict[str, object]:
     study, costs = outcome.study, outcome.costs
     quantities = {name: c.mean("W1/sigma") for name, c in outcome.comparisons.items()}
     error = {name: float((100 * r.std_error / r.mean.abs()).max()) for name, r in outcome.monte_carlo.items()}
-    test = outcome.runs.load("traces", outcome.runs.split.test)
     return {
         "assembler": study.assembler.name,
         "problem": "hard"
@@ -334,7 +357,7 @@ def summarise(outcome: Outcome) -> dict[str, object]:
             "submodel": {name: r.num_samples for name, r in outcome.monte_carlo.items()},
         },
         "interface_dofs": outcome.boundaries["WGAN-GP"].output_shape[1],
-        "compression_error": outcome.boundaries["WGAN-GP"].compression.errors(test).total,
+        "compression_error": compression_errors(outcome.runs, outcome.boundaries["WGAN-GP"]).total,
         "w1_over_sigma": {name: score.value for name, score in quantities.items()}
         | {"floor": quantities["WGAN-GP"].floor},
         "std_ratio": {name: c.mean("std ratio").value for name, c in outcome.comparisons.items()},

@@ -5,7 +5,7 @@ from fem_bridge.boundary import BoundaryGenerator, WassersteinFit, train_boundar
 from fem_bridge.datasets import Ensemble, Split, build_ensemble
 from fem_bridge.problems import FullModel, ImpactProblem, Output
 from fem_bridge.submodel import Submodel
-from fem_bridge.traces import TimeCompression, TraceCompression
+from fem_bridge.traces import TimeCompression, TraceCompression, TraceErrors
 from fem_bridge.zones import Zone, ZoneResponse, cut_zone
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "Submodel",
     "TimeCompression",
     "TraceCompression",
+    "TraceErrors",
     "WassersteinFit",
     "Zone",
     "ZoneResponse",

@@ -34,9 +34,12 @@ class BoundaryGenerator:
         compression: The decoder.
         generator: Model of the coefficients: conditions ``(n, c)`` to ``(n, q)``.
         dtype: Dtype of the histories.
+        amplitude: Index of the condition that histories are proportional to, which the generator is then
+            not given: it generates histories of unit amplitude. Exact for a linear structure that starts at
+            rest and the amplitude of its load; ``None`` where there is no such condition.
 
     Raises:
-        ValueError: If the generator does not give one coefficient per mode.
+        ValueError: If the generator does not give one coefficient per mode, or ``amplitude`` is no index.
 
     Example:
         >>> from uq.baselines import PodGaussian
@@ -51,9 +54,14 @@ class BoundaryGenerator:
     compression: TraceCompression
     generator: Model
     dtype: torch.dtype = torch.float64
+    amplitude: int | None = None
 
     def __post_init__(self) -> None:
         """Check that decoder and generator fit."""
+        if self.amplitude is not None and not 0 <= self.amplitude < self.input_dim:
+            raise ValueError(
+                f"`amplitude` must be the index of one of {self.input_dim} conditions; got {self.amplitude}."
+            )
         if tuple(self.generator.output_shape) != (self.compression.num_modes,):
             raise ValueError(
                 f"`generator` must give {self.compression.num_modes} coefficients, one per mode; "
@@ -63,7 +71,7 @@ class BoundaryGenerator:
     @property
     def input_dim(self) -> int:
         """Number of conditions."""
-        return self.generator.input_dim
+        return self.generator.input_dim + (self.amplitude is not None)
 
     @property
     def output_shape(self) -> tuple[int, ...]:
@@ -72,9 +80,20 @@ class BoundaryGenerator:
 
     def __call__(self, inputs: Tensor, noise: NoiseStream) -> Tensor:
         """Histories ``(n, T, D)`` for conditions ``(n, input_dim)``."""
+        coefficients = self.coefficients(inputs, noise).to(self.dtype)
+        histories = evaluate_in_blocks(self.compression.decode, noise, coefficients, block=_BLOCK)
+        if self.amplitude is None:
+            return histories
+        return histories * inputs[:, self.amplitude].to(histories)[:, None, None]
+
+    def coefficients(self, inputs: Tensor, noise: NoiseStream) -> Tensor:
+        """Whitened coefficients ``(n, q)`` of the histories, at unit amplitude."""
         check_shapes(inputs=(inputs, f"{len(noise)} {self.input_dim}"))
-        coefficients = self.generator(inputs, noise).to(self.dtype)
-        return evaluate_in_blocks(self.compression.decode, noise, coefficients, block=_BLOCK)
+        return self.generator(_others(inputs, self.amplitude), noise)
+
+    def unit(self, traces: Tensor, inputs: Tensor) -> Tensor:
+        """Histories ``(n, T, D)`` of full-model runs, brought to unit amplitude where there is one."""
+        return _unit(traces, inputs, self.amplitude)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +140,7 @@ def train_boundary_generator(
     fit: Fit,
     *,
     conditions: Tensor | None = None,
+    amplitude: int | None = None,
     dtype: torch.dtype = torch.float64,
     device: torch.device | str = "cpu",
 ) -> BoundaryGenerator:
@@ -131,12 +151,14 @@ def train_boundary_generator(
     loads. An unconditional one can be no better than the sample of loads it was trained on.
 
     Args:
-        compression: What turns histories into coefficients and back.
+        compression: What turns histories into coefficients and back; with ``amplitude``, fitted to histories
+            of unit amplitude.
         traces: Interface histories of full-model runs, shape ``(n, T, D)``.
         fit: What fits the law of the coefficients: :class:`WassersteinFit`, ``PodGaussian``, ``Bootstrap``,
             or any callable with their signature.
         conditions: Load parameters of the runs, shape ``(n, c)``, for a conditional generator; ``None`` for
             one that draws from the law of all runs.
+        amplitude: Index of the condition that histories are proportional to; see :class:`BoundaryGenerator`.
         dtype: Dtype of the generated histories.
         device: Where to train.
 
@@ -144,10 +166,31 @@ def train_boundary_generator(
         The generator of histories.
 
     Raises:
-        ValueError: If shapes disagree.
+        ValueError: If shapes disagree, or there is an amplitude and no conditions.
     """
-    if conditions is not None:
+    if conditions is None:
+        if amplitude is not None:
+            raise ValueError(f"`amplitude` must be None without conditions; got {amplitude}.")
+        coefficients, known = compression.encode(traces), None
+    else:
         check_shapes(traces=(traces, "n T D"), conditions=(conditions, "n c"))
-    coefficients = compression.encode(traces).float().to(device)
-    known = None if conditions is None else conditions.float().to(device)
-    return BoundaryGenerator(compression, fit(coefficients, known), dtype)
+        coefficients = compression.encode(_unit(traces, conditions, amplitude))
+        known = _others(conditions, amplitude).float().to(device)
+    return BoundaryGenerator(compression, fit(coefficients.float().to(device), known), dtype, amplitude)
+
+
+def _unit(traces: Tensor, conditions: Tensor, amplitude: int | None) -> Tensor:
+    """Histories over their amplitude."""
+    if amplitude is None:
+        return traces
+    size = conditions[:, amplitude].to(traces)
+    if not bool((size != 0).all()):
+        raise ValueError("`conditions` must hold amplitudes other than 0; got 0 in some rows.")
+    return traces / size[:, None, None]
+
+
+def _others(conditions: Tensor, amplitude: int | None) -> Tensor:
+    """The conditions other than the amplitude."""
+    if amplitude is None:
+        return conditions
+    return torch.cat((conditions[:, :amplitude], conditions[:, amplitude + 1 :]), 1)
