@@ -68,7 +68,7 @@ def correction(sde: SDE, time: Tensor, state: Tensor) -> Tensor:
     """
     if sde.noise_dim is None:
         diffusion = sde.diffusion(time, state)
-        return 0.5 * jvp(lambda x: sde.diffusion(time, x), (state,), (diffusion,))[1]
+        return 0.5 * jvp(lambda x: sde.diffusion(time, x), (state,), (diffusion.expand_as(state),))[1]
     columns = sde.diffusion(time, state).unbind(-1)
     along = [column_derivative(sde.diffusion, time, state, k, columns[k]) for k in range(len(columns))]
     return 0.5 * torch.stack(along).sum(0)

@@ -79,7 +79,7 @@ def solve(
     """
     plan = make_plan(sde, initial, times, noise, solver, substeps, check_values=not allow_diverged)
     with Progress(plan.num_steps, "solve", unit="step", show=progress) as bar:
-        paths = gradient.run(plan, initial, bar.update)
+        paths = gradient.run(plan, initial.contiguous(), bar.update)
     if not allow_diverged:
         _check_finite(paths, times, noise)
     return paths

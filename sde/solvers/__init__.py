@@ -1,7 +1,41 @@
 """One-step methods, one file per family."""
 
 from sde.solvers.euler import EulerMaruyama
-from sde.solvers.heun import Heun
+from sde.solvers.foster import GeneralShARK, ShARK, ShiftedEuler, SlowRK, SPaRK
+from sde.solvers.heun import EulerHeun, Heun, Midpoint, Ralston
 from sde.solvers.interface import EmbeddedSolver, OneStep, Orders, Solver, check_pairing
+from sde.solvers.log_ode import LogODE
+from sde.solvers.milstein import Milstein, MilsteinLevy, MilsteinStratonovich, RungeKuttaMilstein
+from sde.solvers.reversible import ReversibleHeun
+from sde.solvers.runge_kutta import SOSRA, SOSRI, SRA1, SRA2, SRA3, SRIW1, SRIW2
 
-__all__ = ["EmbeddedSolver", "EulerMaruyama", "Heun", "OneStep", "Orders", "Solver", "check_pairing"]
+__all__ = [
+    "SOSRA",
+    "SOSRI",
+    "SRA1",
+    "SRA2",
+    "SRA3",
+    "SRIW1",
+    "SRIW2",
+    "EmbeddedSolver",
+    "EulerHeun",
+    "EulerMaruyama",
+    "GeneralShARK",
+    "Heun",
+    "LogODE",
+    "Midpoint",
+    "Milstein",
+    "MilsteinLevy",
+    "MilsteinStratonovich",
+    "OneStep",
+    "Orders",
+    "Ralston",
+    "ReversibleHeun",
+    "RungeKuttaMilstein",
+    "SPaRK",
+    "ShARK",
+    "ShiftedEuler",
+    "SlowRK",
+    "Solver",
+    "check_pairing",
+]
