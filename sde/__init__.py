@@ -4,6 +4,7 @@ from sde.calculus import check_structure, to_ito, to_stratonovich
 from sde.ensemble import Ensemble
 from sde.equation import SDE, Calculus, NoiseStructure, ode
 from sde.gradients import Backprop, Checkpointed
+from sde.langevin import Langevin
 from sde.noise import BrownianTree, NoiseStream, Purpose, WienerIncrements
 from sde.shapes import check_shapes
 from sde.solve import solve
@@ -18,6 +19,7 @@ __all__ = [
     "Ensemble",
     "EulerMaruyama",
     "Heun",
+    "Langevin",
     "NoiseStream",
     "NoiseStructure",
     "Purpose",

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sde.equation import SDE
+from sde.langevin import Langevin
 from sde.noise.increments import Areas, Increment, Increments
 from sde.solvers.interface import Carry, Solver
 
@@ -41,7 +42,7 @@ class Plan:
         state_shape: Shape of the state of one sample.
     """
 
-    sde: SDE
+    sde: SDE | Langevin
     solver: Solver
     increments: Increments
     times: Tensor
@@ -71,12 +72,13 @@ class Plan:
         """The increments of steps ``first .. first + count - 1``, arranged for the equation."""
         drawn = self.increments.chunk(first, count, self.solver.areas)
         arrange, shape = self.sde.arrange, self.state_shape
-        wiener, area, curve, levy = drawn
+        wiener, area, curve, levy, signs = drawn
         return Increment(
             arrange(wiener, shape),
             None if area is None else arrange(area, shape),
             None if curve is None else arrange(curve, shape),
             levy,
+            signs,
         ).steps()
 
     def march(self, carry: Carry, first: int, count: int) -> Iterator[Step]:
@@ -99,7 +101,7 @@ class Plan:
                 saved.append(self.solver.read(carry))
         return carry, saved
 
-    def with_sde(self, sde: SDE) -> "Plan":
+    def with_sde(self, sde: SDE | Langevin) -> "Plan":
         """The same solve of another equation of the same structure."""
         return replace(self, sde=sde)
 

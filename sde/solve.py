@@ -5,26 +5,31 @@ from torch import Tensor
 
 from sde.equation import SDE
 from sde.gradients.backprop import Checkpointed, Gradient
+from sde.langevin import Langevin
 from sde.march import Plan
 from sde.noise.brownian import WienerIncrements
-from sde.noise.increments import GivenIncrements, Increments
+from sde.noise.increments import GivenIncrements, Increments, Law
 from sde.noise.stream import NoiseStream
 from sde.noise.tree import BrownianTree
+from sde.noise.weak import ThreePointIncrements
 from sde.progress import Progress
 from sde.shapes import check_shapes
 from sde.solvers.euler import EulerMaruyama
 from sde.solvers.interface import Solver, check_pairing
 
-__all__ = ["Noise", "make_plan", "solve", "time_grid"]
+__all__ = ["Equation", "Noise", "make_plan", "solve", "time_grid"]
 
 Noise = NoiseStream | BrownianTree | Increments | None
 """What drives a solve: samples in grid mode or in tree mode, or the increments themselves."""
+
+Equation = SDE | Langevin
+"""What can be solved."""
 
 _DEFAULT_SOLVER, _DEFAULT_GRADIENT = EulerMaruyama(), Checkpointed()
 
 
 def solve(
-    sde: SDE,
+    sde: Equation,
     initial: Tensor,
     times: Tensor,
     noise: Noise,
@@ -45,7 +50,7 @@ def solve(
     flow by autograd.
 
     Args:
-        sde: Drift and diffusion, and the calculus they are written in.
+        sde: Drift and diffusion, and the calculus they are written in; or :class:`sde.Langevin`.
         initial: State at ``times[0]``, shape ``(n, *shape)`` with any shape, such as ``(n, d)``; float32 or
             float64; its dtype and device are the solve's.
         times: Strictly increasing instants, shape ``(T,)`` with ``T >= 2``, in the time unit of ``sde``.
@@ -86,7 +91,7 @@ def solve(
 
 
 def make_plan(
-    sde: SDE,
+    sde: Equation,
     initial: Tensor,
     times: Tensor,
     noise: Noise,
@@ -101,7 +106,7 @@ def make_plan(
     instants, sizes = time_grid(times, substeps)
     shape = tuple(initial.shape[1:])
     edges = torch.cat((instants, times[-1:].to(instants)))
-    increments = _increments(sde, initial, noise, edges, sizes)
+    increments = _increments(sde, initial, noise, edges, sizes, solver.law)
     return Plan(sde, solver, increments, times, substeps, instants.to(initial), sizes.to(initial), shape)
 
 
@@ -147,12 +152,16 @@ def time_grid(times: Tensor, substeps: int) -> tuple[Tensor, Tensor]:
     return instants.flatten(), (spans / substeps).repeat_interleave(substeps)
 
 
-def _increments(sde: SDE, initial: Tensor, noise: Noise, edges: Tensor, sizes: Tensor) -> Increments:
+def _increments(
+    sde: Equation, initial: Tensor, noise: Noise, edges: Tensor, sizes: Tensor, law: Law
+) -> Increments:
     """The increments of the solve, checked against its shapes."""
     samples, channels = len(initial), sde.channels(tuple(initial.shape[1:]))
     if channels == 0:
         none = initial.new_zeros((samples, len(sizes), 0))
         return GivenIncrements(none, none, none, none.unsqueeze(-1))
+    if law is Law.THREE_POINT and isinstance(noise, BrownianTree):
+        raise ValueError("`noise` must be a NoiseStream or increments for a weak solver; got a BrownianTree.")
     if isinstance(noise, NoiseStream | BrownianTree):
         stream = noise if isinstance(noise, NoiseStream) else noise.noise
         if len(stream) != samples:
@@ -160,7 +169,8 @@ def _increments(sde: SDE, initial: Tensor, noise: Noise, edges: Tensor, sizes: T
                 f"`noise` must hold one sample per row of `initial`, {samples}; got {len(stream)}."
             )
         if isinstance(noise, NoiseStream):
-            return WienerIncrements(noise, sizes, channels, initial.dtype, initial.device)
+            kind = WienerIncrements if law is Law.NORMAL else ThreePointIncrements
+            return kind(noise, sizes, channels, initial.dtype, initial.device)
         return noise.steps(edges, channels, dtype=initial.dtype, device=initial.device)
     if noise is None or not hasattr(noise, "chunk"):
         raise TypeError(

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import Flag, auto
+from enum import Enum, Flag, auto
 from itertools import repeat
 from typing import NamedTuple, Protocol
 
@@ -12,7 +12,15 @@ from sde.noise.bridge import Piece, merge
 from sde.noise.levy_area import chain
 from sde.shapes import check_shapes
 
-__all__ = ["Areas", "CoarseIncrements", "CorrelatedIncrements", "GivenIncrements", "Increment", "Increments"]
+__all__ = [
+    "Areas",
+    "CoarseIncrements",
+    "CorrelatedIncrements",
+    "GivenIncrements",
+    "Increment",
+    "Increments",
+    "Law",
+]
 
 
 class Areas(Flag):
@@ -22,6 +30,13 @@ class Areas(Flag):
     SPACE_TIME = auto()  #: H, shape as the increment
     SPACE_TIME_TIME = auto()  #: K, shape as the increment; comes with H
     LEVY = auto()  #: A between channels, shape ``(n, channels, channels)``; comes with H
+
+
+class Law(Enum):
+    """The law of the increments that a scheme is made for."""
+
+    NORMAL = "normal"  #: those of a Wiener path
+    THREE_POINT = "three-point"  #: right in law to the order that weak schemes need
 
 
 class Increment(NamedTuple):
@@ -34,6 +49,7 @@ class Increment(NamedTuple):
     space_time: Tensor | None = None  #: space-time Levy area H, shape ``(n, channels)``
     space_time_time: Tensor | None = None  #: space-time-time Levy area K, shape ``(n, channels)``
     levy: Tensor | None = None  #: Levy area A, antisymmetric, shape ``(n, channels, channels)``
+    signs: Tensor | None = None  #: two-point variables of three-point increments, as the Levy area
 
     def steps(self) -> Iterator["Increment"]:
         """The increments of single steps, of one that holds several."""
@@ -134,6 +150,7 @@ class GivenIncrements:
         space_time: H, of the same shape, for schemes that need it.
         space_time_time: K, of the same shape.
         levy: A, shape ``(n, num_steps, channels, channels)``.
+        signs: Two-point variables, of the same shape, for schemes driven by three-point increments.
 
     Raises:
         ValueError: If a shape is wrong or a value not finite; on use, if a scheme needs an area that was not
@@ -144,14 +161,15 @@ class GivenIncrements:
     space_time: Tensor | None = None
     space_time_time: Tensor | None = None
     levy: Tensor | None = None
+    signs: Tensor | None = None
 
     def __post_init__(self) -> None:
         shape = "n num_steps channels"
-        given = {
-            name: getattr(self, name) for name in _AREA_NAMES.values() if getattr(self, name) is not None
-        }
+        names = (*_AREA_NAMES.values(), "signs")
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        matrices = ("levy", "signs")
         specs = {
-            name: (value, f"{shape} channels" if name == "levy" else shape) for name, value in given.items()
+            name: (value, f"{shape} channels" if name in matrices else shape) for name, value in given.items()
         }
         check_shapes(wiener=(self.wiener, shape), **specs)
         for name, value in (("wiener", self.wiener), *given.items()):
@@ -166,7 +184,7 @@ class GivenIncrements:
 
     def chunk(self, first: int, count: int, areas: Areas = Areas.NONE) -> Increment:
         """Increments of steps ``first .. first + count - 1``."""
-        parts = {"wiener": self.wiener}
+        parts = {"wiener": self.wiener} | ({} if self.signs is None else {"signs": self.signs})
         for area, name in _AREA_NAMES.items():
             if area & areas:
                 if getattr(self, name) is None:
@@ -219,7 +237,7 @@ class CorrelatedIncrements:
 
     def chunk(self, first: int, count: int, areas: Areas = Areas.NONE) -> Increment:
         """Increments of steps ``first .. first + count - 1``; every area is mapped with them."""
-        wiener, area, curve, levy = self.independent.chunk(first, count, areas)
+        wiener, area, curve, levy, _ = self.independent.chunk(first, count, areas)
         factor = self.factor.to(wiener)
         return Increment(
             wiener @ factor.T,

@@ -4,12 +4,18 @@ from sde.solvers.euler import EulerMaruyama
 from sde.solvers.foster import GeneralShARK, ShARK, ShiftedEuler, SlowRK, SPaRK
 from sde.solvers.heun import EulerHeun, Heun, Midpoint, Ralston
 from sde.solvers.interface import EmbeddedSolver, OneStep, Orders, Solver, check_pairing
+from sde.solvers.langevin import ALIGN, BAOAB, QUICSORT, UBU, ShOULD
 from sde.solvers.log_ode import LogODE
 from sde.solvers.milstein import Milstein, MilsteinLevy, MilsteinStratonovich, RungeKuttaMilstein
 from sde.solvers.reversible import ReversibleHeun
 from sde.solvers.runge_kutta import SOSRA, SOSRI, SRA1, SRA2, SRA3, SRIW1, SRIW2
+from sde.solvers.weak import DRI1, PlatenWeak2
 
 __all__ = [
+    "ALIGN",
+    "BAOAB",
+    "DRI1",
+    "QUICSORT",
     "SOSRA",
     "SOSRI",
     "SRA1",
@@ -17,6 +23,7 @@ __all__ = [
     "SRA3",
     "SRIW1",
     "SRIW2",
+    "UBU",
     "EmbeddedSolver",
     "EulerHeun",
     "EulerMaruyama",
@@ -29,11 +36,13 @@ __all__ = [
     "MilsteinStratonovich",
     "OneStep",
     "Orders",
+    "PlatenWeak2",
     "Ralston",
     "ReversibleHeun",
     "RungeKuttaMilstein",
     "SPaRK",
     "ShARK",
+    "ShOULD",
     "ShiftedEuler",
     "SlowRK",
     "Solver",

@@ -7,10 +7,13 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 from torch import Tensor
 
 from sde.equation import SDE, Calculus, NoiseStructure
-from sde.noise.increments import Areas, Increment
+from sde.langevin import Langevin
+from sde.noise.increments import Areas, Increment, Law
 
 __all__ = ["EmbeddedSolver", "OneStep", "Orders", "Solver", "check_pairing", "orders"]
 
+Equation = Any
+"""What a solver integrates: an :class:`sde.SDE`, or the type that its attribute ``equation`` names."""
 Carry = Any
 """What a scheme takes from step to step: the state, or a tuple of tensors that holds it."""
 
@@ -38,17 +41,21 @@ class Solver(Protocol):
         calculus: Of the equations that the scheme integrates; additive noise is the same in both.
         orders: Orders of convergence for each noise structure that the scheme can integrate.
         areas: What the scheme needs of the path beside its increments.
+        law: The law of the increments that it is made for.
+        equation: The type of equation that it integrates.
     """
 
     calculus: ClassVar[Calculus]
     orders: ClassVar[Mapping[NoiseStructure, Orders]]
     areas: ClassVar[Areas]
+    law: ClassVar[Law]
+    equation: ClassVar[type]
 
-    def start(self, sde: SDE, time: Tensor, state: Tensor, /) -> Carry:
+    def start(self, sde: Equation, time: Tensor, state: Tensor, /) -> Carry:
         """What is carried into the first step."""
         ...
 
-    def step(self, sde: SDE, time: Tensor, carry: Carry, dt: Tensor, increment: Increment, /) -> Carry:
+    def step(self, sde: Equation, time: Tensor, carry: Carry, dt: Tensor, increment: Increment, /) -> Carry:
         """What is carried to ``time + dt``; ``time`` and ``dt`` are 0-d, or ``(n, 1, ...)`` per sample."""
         ...
 
@@ -61,7 +68,7 @@ class EmbeddedSolver(Solver, Protocol):
     """A solver that estimates the error of its steps."""
 
     def step_with_error(
-        self, sde: SDE, time: Tensor, carry: Carry, dt: Tensor, increment: Increment, /
+        self, sde: Equation, time: Tensor, carry: Carry, dt: Tensor, increment: Increment, /
     ) -> tuple[Carry, Tensor]:
         """As :meth:`step`, with an estimate of the local error, shape ``(n, *shape)``."""
         ...
@@ -72,6 +79,8 @@ class OneStep:
 
     __slots__ = ()
     areas: ClassVar[Areas] = Areas.NONE
+    law: ClassVar[Law] = Law.NORMAL
+    equation: ClassVar[type] = SDE
 
     def start(self, sde: SDE, time: Tensor, state: Tensor) -> Tensor:
         """The state."""
@@ -82,13 +91,19 @@ class OneStep:
         return carry
 
 
-def check_pairing(solver: Solver, sde: SDE) -> None:
+def check_pairing(solver: Solver, sde: SDE | Langevin) -> None:
     """Raise if a solver cannot integrate an equation.
 
     Raises:
-        ValueError: If the noise structure is not among the solver's, or the calculus is the other one.
+        ValueError: If the equation is of another type, the noise structure is not among the solver's, or the
+            calculus is the other one.
     """
     name = type(solver).__name__
+    if not isinstance(sde, solver.equation):
+        raise ValueError(
+            f"`solver` must integrate a {type(sde).__name__} equation; got {name}, which integrates "
+            f"a {solver.equation.__name__}."
+        )
     if sde.structure not in solver.orders:
         known = ", ".join(structure.value for structure in solver.orders)
         raise ValueError(

@@ -7,7 +7,7 @@ from typing import ClassVar, NamedTuple
 from torch import Tensor
 
 from sde.equation import SDE, Calculus, NoiseStructure
-from sde.noise.increments import Areas, Increment
+from sde.noise.increments import Areas, Increment, Law
 from sde.solvers.interface import Orders, orders
 
 __all__ = ["ReversibleHeun", "ReversibleState"]
@@ -41,6 +41,8 @@ class ReversibleHeun:
 
     calculus: ClassVar[Calculus] = Calculus.STRATONOVICH
     areas: ClassVar[Areas] = Areas.NONE
+    law: ClassVar[Law] = Law.NORMAL
+    equation: ClassVar[type] = SDE
     orders: ClassVar[Mapping[NoiseStructure, Orders]] = orders(
         none=(2.0, 2.0),
         diagonal=(0.5, 1.0),
