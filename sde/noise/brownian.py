@@ -79,9 +79,9 @@ class WienerIncrements:
             return Increment(wiener)
         area = self._normals(Purpose.SPACE_TIME_AREA, first, (steps / 12).sqrt())
         curve = levy = None
-        if areas & Areas.SPACE_TIME_TIME:
+        if Areas.SPACE_TIME_TIME in areas:
             curve = self._normals(Purpose.SPACE_TIME_TIME_AREA, first, (steps / 720).sqrt())
-        if areas & Areas.LEVY:
+        if Areas.LEVY in areas:
             levy = self._levy(first, steps, wiener, area)
         return Increment(wiener, area, curve, levy)
 

@@ -178,9 +178,9 @@ class TreeIncrements:
     def chunk(self, first: int, count: int, areas: Areas = Areas.NONE) -> Increment:
         """Increments of steps ``first .. first + count - 1``, each ``(count, n, channels)``."""
         wiener, area, curve = self._pieces(first, count)
-        levy = self._levy(first, wiener, area) if areas & Areas.LEVY else None
+        levy = self._levy(first, wiener, area) if Areas.LEVY in areas else None
         return Increment(
-            wiener, area if areas else None, curve if areas & Areas.SPACE_TIME_TIME else None, levy
+            wiener, area if areas else None, curve if Areas.SPACE_TIME_TIME in areas else None, levy
         )
 
     def _pieces(self, first: int, count: int) -> Piece:
