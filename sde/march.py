@@ -60,7 +60,7 @@ class Plan:
     def chunk(self) -> int:
         """Steps whose increments are held at once."""
         _, samples, channels = self.increments.shape
-        kinds = 1 + sum(area in self.solver.areas for area in (Areas.SPACE_TIME, Areas.SPACE_TIME_TIME))
+        kinds = 1 + bool(self.solver.areas) + (Areas.SPACE_TIME_TIME in self.solver.areas)
         size = samples * channels * (kinds + channels * (Areas.LEVY in self.solver.areas))
         return max(4, _CHUNK_ELEMENTS // max(1, size) // 4 * 4)
 

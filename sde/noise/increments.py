@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import Enum, Flag
+from enum import Enum, Flag, auto
 from itertools import repeat
 from typing import NamedTuple, Protocol
 
@@ -27,9 +27,9 @@ class Areas(Flag):
     """What a scheme needs to know of the path beside its increments."""
 
     NONE = 0
-    SPACE_TIME = 0b001  #: H, shape as the increment
-    SPACE_TIME_TIME = 0b011  #: K, shape as the increment; H comes with it
-    LEVY = 0b101  #: A between channels, shape ``(n, channels, channels)``; H comes with it
+    SPACE_TIME = auto()  #: H, shape as the increment
+    SPACE_TIME_TIME = auto()  #: K, shape as the increment; H comes with it
+    LEVY = auto()  #: A between channels, shape ``(n, channels, channels)``; H comes with it
 
 
 class Law(Enum):
@@ -186,7 +186,7 @@ class GivenIncrements:
         """Increments of steps ``first .. first + count - 1``."""
         parts = {"wiener": self.wiener} | ({} if self.signs is None else {"signs": self.signs})
         for area, name in _AREA_NAMES.items():
-            if area in areas:
+            if area in areas or (area is Areas.SPACE_TIME and areas):
                 if getattr(self, name) is None:
                     raise ValueError(f"`{name}` must be given with the increments for this solver; got None.")
                 parts[name] = getattr(self, name)
