@@ -3,7 +3,7 @@
 from sde.calculus import check_structure, to_ito, to_stratonovich
 from sde.ensemble import Ensemble
 from sde.equation import SDE, Calculus, NoiseStructure, ode
-from sde.gradients import Backprop, Checkpointed
+from sde.gradients import Adjoint, Backprop, Checkpointed, Reversible
 from sde.langevin import Langevin
 from sde.noise import BrownianTree, NoiseStream, Purpose, WienerIncrements
 from sde.shapes import check_shapes
@@ -12,6 +12,7 @@ from sde.solvers import EulerMaruyama, Heun, Solver
 
 __all__ = [
     "SDE",
+    "Adjoint",
     "Backprop",
     "BrownianTree",
     "Calculus",
@@ -23,6 +24,7 @@ __all__ = [
     "NoiseStream",
     "NoiseStructure",
     "Purpose",
+    "Reversible",
     "Solver",
     "WienerIncrements",
     "check_shapes",

@@ -12,7 +12,7 @@ from sde.langevin import Langevin
 from sde.noise.increments import Areas, Increment, Increments
 from sde.solvers.interface import Carry, Solver
 
-__all__ = ["Plan", "Step"]
+__all__ = ["Plan", "Step", "stack", "tensors"]
 
 _CHUNK_ELEMENTS = 1 << 19  # numbers held at once: a few megabytes, one kernel call for each kind
 
@@ -104,6 +104,11 @@ class Plan:
     def with_sde(self, sde: SDE | Langevin) -> "Plan":
         """The same solve of another equation of the same structure."""
         return replace(self, sde=sde)
+
+
+def tensors(carry: Carry) -> list[Tensor]:
+    """The tensors in what a solver carries."""
+    return [carry] if isinstance(carry, Tensor) else [part for part in carry if part is not None]
 
 
 def stack(initial: Tensor, saved: list[Tensor]) -> Tensor:

@@ -1,5 +1,7 @@
 """How a solve is differentiated."""
 
+from sde.gradients.adjoint import Adjoint
 from sde.gradients.backprop import Backprop, Checkpointed, Gradient
+from sde.gradients.reversible import Reversible
 
-__all__ = ["Backprop", "Checkpointed", "Gradient"]
+__all__ = ["Adjoint", "Backprop", "Checkpointed", "Gradient", "Reversible"]

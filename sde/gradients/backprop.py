@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from sde.march import Plan, stack
+from sde.march import Plan, stack, tensors
+from sde.solvers.interface import Carry
 
 __all__ = ["Backprop", "Checkpointed", "Gradient"]
 
@@ -31,13 +32,18 @@ class Backprop:
 
     def run(self, plan: Plan, initial: Tensor, report: Callable[[int], None]) -> Tensor:
         """States at the instants, shape ``(n, T, *shape)``."""
-        carry, saved = plan.start(initial), [initial]
-        for first in range(0, plan.num_steps, plan.chunk):
-            count = min(plan.chunk, plan.num_steps - first)
-            carry, states = plan.advance(carry, first, count)
-            saved += states
-            report(count)
-        return stack(saved[0], saved[1:])
+        return stack(initial, _keep_graph(plan, plan.start(initial), 0, report))
+
+
+def _keep_graph(plan: Plan, carry: Carry, start: int, report: Callable[[int], None]) -> list[Tensor]:
+    """Take the steps from ``start`` to the end; the states at the instants among their ends."""
+    saved: list[Tensor] = []
+    for first in range(start, plan.num_steps, plan.chunk):
+        count = min(plan.chunk, plan.num_steps - first)
+        carry, states = plan.advance(carry, first, count)
+        saved += states
+        report(count)
+    return saved
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +70,14 @@ class Checkpointed:
 
     def run(self, plan: Plan, initial: Tensor, report: Callable[[int], None]) -> Tensor:
         """States at the instants, shape ``(n, T, *shape)``."""
-        if not torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
-            return Backprop().run(plan, initial, report)
         segment = math.isqrt(plan.num_steps) if self.segment is None else self.segment
-        carry, saved = plan.start(initial), []
-        for first in range(0, plan.num_steps, segment):
+        carry, saved = plan.advance(plan.start(initial), 0, 1)  # shows whether there is a gradient
+        report(1)
+        if torch._C._are_functorch_transforms_active() or not any(
+            part.requires_grad for part in tensors(carry)
+        ):
+            return stack(initial, saved + _keep_graph(plan, carry, 1, report))
+        for first in range(1, plan.num_steps, segment):
             count = min(segment, plan.num_steps - first)
             carry, states = checkpoint(
                 plan.advance, carry, first, count, use_reentrant=False, preserve_rng_state=False

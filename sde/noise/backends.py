@@ -12,7 +12,7 @@ from torch import Tensor
 from sde.noise import cpp, philox
 from sde.noise.philox import Address, Kind
 
-__all__ = ["Backend", "backend", "fill"]
+__all__ = ["Backend", "backend", "draw", "fill"]
 
 _LOGGER = logging.getLogger(__name__)
 _CHOICES = ("auto", "reference")
@@ -74,6 +74,34 @@ def _backend(device_type: str) -> Backend:
         reason = f"there is no kernel for {device_type} devices"
     _LOGGER.warning("Noise is computed by the slow PyTorch reference: %s.", reason)
     return Backend("reference", reason)
+
+
+def draw(
+    kind: Kind,
+    address: Address,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    *,
+    elements_first: bool = True,
+) -> Tensor:
+    """A box of noise in a new tensor, also under transforms of ``torch.func``, for which it is a constant.
+
+    Args:
+        kind: What is made of the words.
+        address: The box.
+        dtype: Type of the numbers.
+        device: Where they are computed.
+        elements_first: Order of the axes in memory and in the result: elements, samples, channels; else
+            samples, elements, channels.
+
+    Returns:
+        Shape ``(count, n, channels)``, or ``(n, count, channels)``.
+    """
+    leading = (address.count, address.num_samples) if elements_first else (address.num_samples, address.count)
+    with torch._C._DisableFuncTorch():  # kernels write to memory, which wrapped tensors do not have
+        out = torch.empty((*leading, address.channels), dtype=dtype, device=device)
+        fill(kind, address, out.transpose(0, 1) if elements_first else out)
+    return out
 
 
 def fill(kind: Kind, address: Address, out: Tensor) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sde.noise.backends import fill
+from sde.noise.backends import draw
 from sde.noise.increments import Areas, CoarseIncrements, Increment
 from sde.noise.levy_area import LevyLaw, levy_area, num_pairs
 from sde.noise.philox import Kind
@@ -88,10 +88,11 @@ class WienerIncrements:
     def _normals(self, purpose: Purpose, first: int, scales: Tensor, channels: int | None = None) -> Tensor:
         """Scaled normals of a purpose, shape ``(count, n, channels)``."""
         channels = self.channels if channels is None else channels
-        out = torch.empty((len(scales), len(self.noise), channels), dtype=self.dtype, device=self.device)
-        fill(Kind.NORMALS, self.noise.address(purpose, first, len(scales), channels), out.transpose(0, 1))
+        address = self.noise.address(purpose, first, len(scales), channels)
+        out = draw(Kind.NORMALS, address, self.dtype, self.device)
         # In place where nothing is differentiated: the increments are then the only memory touched.
-        return out * scales if scales.requires_grad else out.mul_(scales)
+        transformed = torch._C._are_functorch_transforms_active()
+        return out * scales if scales.requires_grad or transformed else out.mul_(scales)
 
     def _levy(self, first: int, steps: Tensor, wiener: Tensor, area: Tensor) -> Tensor:
         """Levy areas, zero for a single process."""

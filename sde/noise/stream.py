@@ -8,7 +8,7 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-from sde.noise.backends import fill
+from sde.noise.backends import draw
 from sde.noise.philox import MAX_CHANNELS, MAX_ELEMENTS, Address, Kind
 
 __all__ = ["NoiseStream", "Purpose"]
@@ -245,8 +245,7 @@ class NoiseStream:
     ) -> Tensor:
         """Allocate the numbers and fill them."""
         address = self.address(purpose, first, count, 1 if channels is None else channels)
-        out = torch.empty((len(self), address.count, address.channels), dtype=dtype, device=device)
-        fill(kind, address, out)
+        out = draw(kind, address, dtype, device, elements_first=False)
         return out[..., 0] if channels is None else out
 
 

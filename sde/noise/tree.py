@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from sde.noise.backends import fill
+from sde.noise.backends import draw
 from sde.noise.bridge import Piece, halve, merge, split
 from sde.noise.increments import Areas, Increment
 from sde.noise.levy_area import LevyLaw, levy_area, num_pairs
@@ -135,11 +135,8 @@ class BrownianTree:
         self, node: int, count: int, channels: int, dtype: torch.dtype, device: torch.device | str
     ) -> Normals:
         """The three normals of nodes ``node .. node + count - 1``, each ``(count, n, channels)``."""
-        out = torch.empty((4 * count, len(self.noise), channels), dtype=dtype, device=device)
-        fill(
-            Kind.NORMALS, self.noise.address(Purpose.TREE, 4 * node, 4 * count, channels), out.transpose(0, 1)
-        )
-        lanes = out.unflatten(0, (count, 4))
+        address = self.noise.address(Purpose.TREE, 4 * node, 4 * count, channels)
+        lanes = draw(Kind.NORMALS, address, dtype, device).unflatten(0, (count, 4))
         return lanes[:, 0], lanes[:, 1], lanes[:, 2]
 
 
@@ -203,14 +200,13 @@ class TreeIncrements:
             return wiener.new_zeros((*wiener.shape, 1))
         edges = torch.tensor(self.positions[first : first + len(wiener) + 1], dtype=torch.float64)
         steps = (edges.diff() * self.tree.span).to(wiener)[:, None, None]
-        normals = torch.empty((*wiener.shape[:2], pairs), dtype=self.dtype, device=self.device)
         element = (
             first
             if self.level is None
             else (1 << self.level) + round(self.positions[0] * 2**self.level) + first
         )
         address = self.tree.noise.address(Purpose.LEVY_AREA, element, len(wiener), pairs)
-        fill(Kind.NORMALS, address, normals.transpose(0, 1))
+        normals = draw(Kind.NORMALS, address, self.dtype, self.device)
         return levy_area(wiener, area, steps, normals, self.levy_law)
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sde.noise.backends import fill
+from sde.noise.backends import draw
 from sde.noise.increments import Areas, Increment
 from sde.noise.levy_area import num_pairs
 from sde.noise.philox import Kind
@@ -78,6 +78,6 @@ class ThreePointIncrements:
 
     def _uniforms(self, purpose: Purpose, first: int, count: int, channels: int) -> Tensor:
         """Uniforms of a purpose, shape ``(count, n, channels)``."""
-        out = torch.empty((count, len(self.noise), channels), dtype=self.dtype, device=self.device)
-        fill(Kind.UNIFORMS, self.noise.address(purpose, first, count, channels), out.transpose(0, 1))
-        return out
+        return draw(
+            Kind.UNIFORMS, self.noise.address(purpose, first, count, channels), self.dtype, self.device
+        )
