@@ -82,13 +82,15 @@ def fill(kind: Kind, address: Address, out: Tensor) -> None:
     if library.handle is None:
         raise RuntimeError(f"The C++ noise kernel is missing: {library.reason}.")
     ids = None if address.ids is None else address.ids.to("cpu", torch.int64).contiguous()
-    cells = address.num_samples * address.channels * (address.count // 4 + 1)
+    cells = None if address.cells is None else address.cells.to("cpu", torch.int64).contiguous()
+    work = address.num_samples * address.channels * (address.count // 4 + 1)
     library.handle.sdeuq_fill(
         int(kind),
         int(out.dtype == torch.float64),
         address.seed,
         address.start,
         None if ids is None else ids.data_ptr(),
+        None if cells is None else cells.data_ptr(),
         address.num_samples,
         address.purpose,
         address.first,
@@ -97,7 +99,7 @@ def fill(kind: Kind, address: Address, out: Tensor) -> None:
         address.channels,
         out.data_ptr(),
         *out.stride(),
-        torch.get_num_threads() if cells > _SERIAL_CELLS else 1,
+        torch.get_num_threads() if work > _SERIAL_CELLS else 1,
     )
 
 
@@ -124,7 +126,8 @@ def _open(path: Path) -> ctypes.CDLL:
     int32, int64, pointer = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
     handle.sdeuq_fill.restype = None
     handle.sdeuq_fill.argtypes = [
-        *(int32, int32, ctypes.c_uint64, int64, pointer, int64),  # kind, wide, seed, start, ids, num_samples
+        *(int32, int32, ctypes.c_uint64, int64),  # kind, wide, seed, start
+        *(pointer, pointer, int64),  # ids, cells, num_samples
         *(ctypes.c_uint32, int64, int64, int64, int64),  # purpose, first, count, first_channel, channels
         *(pointer, int64, int64, int64, int32),  # out, its strides, threads
     ]

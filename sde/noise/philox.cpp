@@ -37,6 +37,7 @@ struct Box {
   uint64_t seed;
   int64_t start;
   const int64_t* ids;  // null where the ids are start, start + 1, ...
+  const int64_t* cells;  // first cell of each sample; null where it is that of element `first` for all
   uint32_t purpose;
   int64_t first, count, first_channel;
   int64_t element_stride;
@@ -46,6 +47,7 @@ struct Box {
 
 struct Counters {  // the parts of the counters of one block
   alignas(64) uint32_t id_low[kBlock], id_high[kBlock], cell[kBlock], stream[kBlock];
+  alignas(64) uint32_t place[kBlock];  // the cell, counted from that of element 0 of the box's samples
 };
 struct Words {
   alignas(64) uint32_t lane[4][kBlock];
@@ -251,7 +253,8 @@ inline void set_counter(const Box& box, const int64_t* index, Counters& counters
   const uint64_t id = static_cast<uint64_t>(box.ids ? box.ids[index[0]] : box.start + index[0]);
   counters.id_low[j] = static_cast<uint32_t>(id);
   counters.id_high[j] = static_cast<uint32_t>(id >> 32);
-  counters.cell[j] = static_cast<uint32_t>(box.first / 4 + index[1]);
+  counters.place[j] = static_cast<uint32_t>(box.first / 4 + index[1]);
+  counters.cell[j] = counters.place[j] + (box.cells ? static_cast<uint32_t>(box.cells[index[0]]) : 0u);
   counters.stream[j] = box.purpose + 16u * static_cast<uint32_t>(box.first_channel + index[2]);
 }
 
@@ -259,7 +262,7 @@ inline void set_counter(const Box& box, const int64_t* index, Counters& counters
 void locate_run(const Box& box, const int64_t* index, int size, Counters& counters, int64_t* offsets) {
   set_counter(box, index, counters, 0);
   const uint32_t id_low = counters.id_low[0], id_high = counters.id_high[0];
-  const uint32_t cell = counters.cell[0], stream = counters.stream[0];
+  const uint32_t cell = counters.cell[0], place = counters.place[0], stream = counters.stream[0];
   const int part = box.axes[2].part;
   const int64_t stride = box.axes[2].stride;
   int64_t base = 0;
@@ -267,6 +270,7 @@ void locate_run(const Box& box, const int64_t* index, int size, Counters& counte
   for (int j = 0; j < size; ++j) offsets[j] = base + j * stride;
   const uint32_t next_cell = part == 1, next_stream = part == 2 ? 16 : 0;
   for (int j = 0; j < size; ++j) counters.cell[j] = cell + static_cast<uint32_t>(j) * next_cell;
+  for (int j = 0; j < size; ++j) counters.place[j] = place + static_cast<uint32_t>(j) * next_cell;
   for (int j = 0; j < size; ++j) counters.stream[j] = stream + static_cast<uint32_t>(j) * next_stream;
   if (part != 0) {
     for (int j = 0; j < size; ++j) counters.id_low[j] = id_low;
@@ -278,6 +282,8 @@ void locate_run(const Box& box, const int64_t* index, int size, Counters& counte
     counters.id_low[j] = static_cast<uint32_t>(id);
     counters.id_high[j] = static_cast<uint32_t>(id >> 32);
   }
+  if (box.cells)
+    for (int j = 0; j < size; ++j) counters.cell[j] = place + static_cast<uint32_t>(box.cells[index[0] + j]);
 }
 
 // Fill the counters of `size` consecutive positions from `position` on, and where the lanes 0 of their cells belong.
@@ -321,11 +327,11 @@ void store(const Box& box, const Counters& counters, const int64_t* offsets, int
   for (int j = 0; j < size; ++j) {
     gap_one |= offsets[j] ^ (offsets[0] + j);
     gap_four |= offsets[j] ^ (offsets[0] + 4 * j);
-    cell_change |= counters.cell[j] ^ counters.cell[0];
+    cell_change |= counters.place[j] ^ counters.place[0];
   }
   int begin, end, begin_last, end_last;
-  lanes_of(box, counters.cell[0], begin, end);
-  lanes_of(box, counters.cell[size - 1], begin_last, end_last);
+  lanes_of(box, counters.place[0], begin, end);
+  lanes_of(box, counters.place[size - 1], begin_last, end_last);
   const bool whole = begin == 0 && end == 4 && begin_last == 0 && end_last == 4;
   if (!gap_one && !cell_change) {  // one row of the output per lane
     for (int lane = begin; lane < end; ++lane)
@@ -336,7 +342,7 @@ void store(const Box& box, const Counters& counters, const int64_t* offsets, int
       for (int lane = 0; lane < 4; ++lane) target[4 * j + lane] = numbers.lane[lane][j];
   } else {
     for (int j = 0; j < size; ++j) {
-      lanes_of(box, counters.cell[j], begin, end);
+      lanes_of(box, counters.place[j], begin, end);
       for (int lane = begin; lane < end; ++lane) out[offsets[j] + lane * box.element_stride] = numbers.lane[lane][j];
     }
   }
@@ -381,12 +387,13 @@ void fill_in_threads(const Box& box, int32_t kind, int threads, Number* out) {
 extern "C" {
 
 // Write a box of noise, shape (num_samples, count, channels) with the given strides in elements, to `out`: int64 for
-// words, float or double (`wide`) for numbers. `ids` may be null.
-void sdeuq_fill(int32_t kind, int32_t wide, uint64_t seed, int64_t start, const int64_t* ids, int64_t num_samples,
+// words, float or double (`wide`) for numbers. `ids` and `own_cells` may be null.
+void sdeuq_fill(int32_t kind, int32_t wide, uint64_t seed, int64_t start, const int64_t* ids, const int64_t* own_cells,
+                int64_t num_samples,
                 uint32_t purpose, int64_t first, int64_t count, int64_t first_channel, int64_t channels, void* out,
                 int64_t sample_stride, int64_t element_stride, int64_t channel_stride, int32_t threads) {
   if (num_samples <= 0 || count <= 0 || channels <= 0) return;
-  Box box{seed, start, ids, purpose, first, count, first_channel, element_stride, 0, 2, {}};
+  Box box{seed, start, ids, own_cells, purpose, first, count, first_channel, element_stride, 0, 2, {}};
   const int64_t cells = (first + count + 3) / 4 - first / 4;
   if (cells == 1) {
     box.pair_begin = first % 4 / 2;

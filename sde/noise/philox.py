@@ -76,6 +76,8 @@ class Address:
         first_channel: The first of the channels.
         ids: Sample ids, shape ``(num_samples,)`` int64, where they are not consecutive; ``start`` is then
             unused.
+        cells: First cell of each sample, shape ``(num_samples,)`` int64, where they differ: the elements are
+            then counted from there.
     """
 
     seed: int
@@ -87,6 +89,7 @@ class Address:
     channels: int
     first_channel: int = 0
     ids: Tensor | None = None
+    cells: Tensor | None = None
 
 
 def philox4x32(
@@ -123,6 +126,8 @@ def words(address: Address, device: torch.device, *, low_order: bool = False) ->
     ids = ids.to(device)[:, None, None]
     last = address.first + address.count
     cells = torch.arange(address.first // 4, -(-last // 4), device=device)[None, :, None]
+    if address.cells is not None:
+        cells = cells + address.cells.to(device)[:, None, None]
     channels = torch.arange(address.first_channel, address.first_channel + address.channels, device=device)
     stream = address.purpose + 16 * channels + (_LOW_ORDER if low_order else 0)
     lanes = philox4x32(
@@ -192,7 +197,8 @@ def fill(kind: Kind, address: Address, out: Tensor) -> None:
     for begin in range(0, address.num_samples, rows):
         end = min(begin + rows, address.num_samples)
         ids = None if address.ids is None else address.ids[begin:end]
-        part = replace(address, start=address.start + begin, num_samples=end - begin, ids=ids)
+        own = None if address.cells is None else address.cells[begin:end]
+        part = replace(address, start=address.start + begin, num_samples=end - begin, ids=ids, cells=own)
         if kind == Kind.NORMALS:
             numbers = normals(part, out.dtype, out.device)
         elif kind == Kind.UNIFORMS:

@@ -142,6 +142,7 @@ def _uniform_wide(high, low):  # noqa: ANN001, ANN202
 def _fill_kernel(  # noqa: ANN202
     out,  # noqa: ANN001
     ids,  # noqa: ANN001
+    own_cells,  # noqa: ANN001
     start,  # noqa: ANN001
     key_low,  # noqa: ANN001
     key_high,  # noqa: ANN001
@@ -157,6 +158,7 @@ def _fill_kernel(  # noqa: ANN202
     stride2,  # noqa: ANN001
     element_stride,  # noqa: ANN001
     HAS_IDS: tl.constexpr,
+    HAS_CELLS: tl.constexpr,
     KIND: tl.constexpr,
     WIDE: tl.constexpr,
     SAMPLE_AXIS: tl.constexpr,
@@ -180,7 +182,10 @@ def _fill_kernel(  # noqa: ANN202
         sample_id = start + sample
     cell = first // 4 + index
     c0, c1 = (sample_id & 0xFFFFFFFF).to(tl.uint32), ((sample_id >> 32) & 0xFFFFFFFF).to(tl.uint32)
-    c2, c3 = cell.to(tl.uint32), (purpose + 16 * (first_channel + channel)).to(tl.uint32)
+    address_cell = cell
+    if HAS_CELLS:
+        address_cell += tl.load(own_cells + sample, mask=inside, other=0)
+    c2, c3 = address_cell.to(tl.uint32), (purpose + 16 * (first_channel + channel)).to(tl.uint32)
     k0, k1 = (c2 ^ c2) + key_low.to(tl.uint32), (c2 ^ c2) + key_high.to(tl.uint32)
     h0, h1, h2, h3 = _philox(c0, c1, c2, c3, k0, k1, 10)
     if (WIDE and KIND != 0) or KIND == 3:
@@ -243,9 +248,11 @@ def fill(kind: Kind, address: Address, out: Tensor) -> None:
     parts = [part for _, _, part in axes]
     total = axes[0][0] * axes[1][0] * axes[2][0]
     ids = None if address.ids is None else address.ids.to(out.device, torch.int64).contiguous()
+    own_cells = None if address.cells is None else address.cells.to(out.device, torch.int64).contiguous()
     _fill_kernel[(-(-total // _BLOCK),)](
         out,
         out if ids is None else ids,
+        out if own_cells is None else own_cells,
         address.start,
         address.seed & 0xFFFFFFFF,
         address.seed >> 32,
@@ -261,6 +268,7 @@ def fill(kind: Kind, address: Address, out: Tensor) -> None:
         axes[2][1],
         element_stride,
         HAS_IDS=ids is not None,
+        HAS_CELLS=own_cells is not None,
         KIND=int(kind),
         WIDE=out.dtype == torch.float64,
         SAMPLE_AXIS=parts.index(0),

@@ -63,8 +63,9 @@ def _fill(fill: Callable[..., None], kind: Kind, address: Address, dtype: torch.
 @pytest.mark.parametrize(("count", "channels"), [(1, 1), (7, 3), (33, 1), (5, 8)])
 def test_kernel_equals_reference(dtype: torch.dtype, first: int, count: int, channels: int) -> None:
     ids = torch.tensor([0, 5, 2**40 + 3, 123_456_789, 2**62])
-    for chosen in (None, ids):
-        address = Address(2**63 + 17, 9_999_999_999, 5, 3, first, count, channels, ids=chosen)
+    cells = torch.tensor([4, 0, 2**31, 7, 12345])
+    for chosen, own in ((None, None), (ids, None), (None, cells), (ids, cells)):
+        address = Address(2**63 + 17, 9_999_999_999, 5, 3, first, count, channels, ids=chosen, cells=own)
         for kind, limit in ((Kind.WORDS, 0.0), (Kind.UNIFORMS, 0.0), (Kind.NORMALS, 2e-6)):
             kept = torch.int64 if kind is Kind.WORDS else dtype
             ours, exact = (_fill(fill, kind, address, kept) for fill in (cpp.fill, philox.fill))
@@ -80,14 +81,15 @@ counter, key = (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344), (0xA4093822, 0x
 words = triton_kernel.philox4x32(counter, key, device="cpu")
 assert " ".join(f"{w:08x}" for w in words) == "d16cfe09 94fdcceb 5001e420 24126ea1", words
 for dtype in (torch.float32, torch.float64):
-    address = Address(2**63 + 17, 9_999_999_999, 6, 3, 3, 9, 2)
-    for kind, limit in ((Kind.WORDS, 0.0), (Kind.UNIFORMS, 0.0), (Kind.NORMALS, 2e-6)):
-        parts = []
-        for fill in (triton_kernel.fill, philox.fill):
-            out = torch.empty(6, 9, 2, dtype=torch.int64 if kind is Kind.WORDS else dtype)
-            fill(kind, address, out)
-            parts.append(out.double())
-        assert float((parts[0] - parts[1]).abs().max()) <= limit, (dtype, kind)
+    for cells in (None, torch.tensor([4, 0, 2**31, 7, 12345, 1])):
+        address = Address(2**63 + 17, 9_999_999_999, 6, 3, 3, 9, 2, cells=cells)
+        for kind, limit in ((Kind.WORDS, 0.0), (Kind.UNIFORMS, 0.0), (Kind.NORMALS, 2e-6)):
+            parts = []
+            for fill in (triton_kernel.fill, philox.fill):
+                out = torch.empty(6, 9, 2, dtype=torch.int64 if kind is Kind.WORDS else dtype)
+                fill(kind, address, out)
+                parts.append(out.double())
+            assert float((parts[0] - parts[1]).abs().max()) <= limit, (dtype, kind)
 print("equal")
 """
 
