@@ -1,5 +1,6 @@
 """Stochastic differential equations in PyTorch."""
 
+from sde.adaptive import AdaptiveSolution, Control, solve_adaptive
 from sde.calculus import check_structure, to_ito, to_stratonovich
 from sde.ensemble import Ensemble
 from sde.equation import SDE, Calculus, NoiseStructure, ode
@@ -12,11 +13,13 @@ from sde.solvers import EulerMaruyama, Heun, Solver
 
 __all__ = [
     "SDE",
+    "AdaptiveSolution",
     "Adjoint",
     "Backprop",
     "BrownianTree",
     "Calculus",
     "Checkpointed",
+    "Control",
     "Ensemble",
     "EulerMaruyama",
     "Heun",
@@ -31,6 +34,7 @@ __all__ = [
     "check_structure",
     "ode",
     "solve",
+    "solve_adaptive",
     "to_ito",
     "to_stratonovich",
 ]

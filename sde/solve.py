@@ -17,7 +17,7 @@ from sde.shapes import check_shapes
 from sde.solvers.euler import EulerMaruyama
 from sde.solvers.interface import Solver, check_pairing
 
-__all__ = ["Equation", "Noise", "make_plan", "solve", "time_grid"]
+__all__ = ["Equation", "Noise", "check_state", "make_plan", "solve", "time_grid"]
 
 Noise = NoiseStream | BrownianTree | Increments | None
 """What drives a solve: samples in grid mode or in tree mode, or the increments themselves."""
@@ -102,7 +102,7 @@ def make_plan(
 ) -> Plan:
     """Check the arguments of a solve and lay out its steps; arguments and errors are those of `solve`."""
     check_pairing(solver, sde)
-    _check_state(initial, values=check_values)
+    check_state(initial, values=check_values)
     instants, sizes = time_grid(times, substeps)
     shape = tuple(initial.shape[1:])
     edges = torch.cat((instants, times[-1:].to(instants)))
@@ -184,7 +184,7 @@ def _increments(
     return noise
 
 
-def _check_state(initial: Tensor, *, values: bool) -> None:
+def check_state(initial: Tensor, *, values: bool) -> None:
     """Raise unless the initial state is a finite floating-point tensor ``(n, *shape)``."""
     if not isinstance(initial, Tensor) or initial.dtype not in (torch.float32, torch.float64):
         given = initial.dtype if isinstance(initial, Tensor) else type(initial).__name__

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import torch
@@ -138,6 +138,20 @@ class BrownianTree:
         address = self.noise.address(Purpose.TREE, 4 * node, 4 * count, channels)
         lanes = draw(Kind.NORMALS, address, dtype, device).unflatten(0, (count, 4))
         return lanes[:, 0], lanes[:, 1], lanes[:, 2]
+
+    def normals_at(
+        self,
+        nodes: Tensor,
+        channels: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        *,
+        purpose: Purpose = Purpose.TREE,
+    ) -> Normals:
+        """The three normals of a node of each sample's own, ``nodes`` of shape ``(n,)``: each ``(n, c)``."""
+        address = replace(self.noise.address(purpose, 0, 4, channels), cells=nodes)
+        lanes = draw(Kind.NORMALS, address, dtype, device)
+        return lanes[0], lanes[1], lanes[2]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
