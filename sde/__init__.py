@@ -4,6 +4,7 @@ from sde.adaptive import AdaptiveSolution, Control, solve_adaptive
 from sde.calculus import check_structure, to_ito, to_stratonovich
 from sde.ensemble import Ensemble
 from sde.equation import SDE, Calculus, NoiseStructure, ode
+from sde.events import FirstPassage, first_passage
 from sde.gradients import Adjoint, Backprop, Checkpointed, Reversible
 from sde.langevin import Langevin
 from sde.noise import BrownianTree, NoiseStream, Purpose, WienerIncrements
@@ -22,6 +23,7 @@ __all__ = [
     "Control",
     "Ensemble",
     "EulerMaruyama",
+    "FirstPassage",
     "Heun",
     "Langevin",
     "NoiseStream",
@@ -32,6 +34,7 @@ __all__ = [
     "WienerIncrements",
     "check_shapes",
     "check_structure",
+    "first_passage",
     "ode",
     "solve",
     "solve_adaptive",

@@ -1,8 +1,9 @@
 """One-step methods, one file per family."""
 
-from sde.solvers.euler import EulerMaruyama
+from sde.solvers.euler import EulerMaruyama, TamedEuler
 from sde.solvers.foster import GeneralShARK, ShARK, ShiftedEuler, SlowRK, SPaRK
 from sde.solvers.heun import EulerHeun, Heun, Midpoint, Ralston
+from sde.solvers.implicit import ThetaEuler
 from sde.solvers.interface import EmbeddedSolver, OneStep, Orders, Solver, check_pairing
 from sde.solvers.langevin import ALIGN, BAOAB, QUICSORT, UBU, ShOULD
 from sde.solvers.log_ode import LogODE
@@ -46,5 +47,7 @@ __all__ = [
     "ShiftedEuler",
     "SlowRK",
     "Solver",
+    "TamedEuler",
+    "ThetaEuler",
     "check_pairing",
 ]
