@@ -109,7 +109,7 @@ def cut_zone(mesh: Mesh, lower: Sequence[float], upper: Sequence[float]) -> Zone
         raise ValueError(
             f"`upper` must exceed `lower` along both axes; got {tuple(upper)} and {tuple(lower)}."
         )
-    inside = ((mesh.centroids > low) & (mesh.centroids < high)).all(1)
+    inside = np.all((mesh.centroids > low) & (mesh.centroids < high), axis=1)
     if not inside.any() or inside.all():
         kind = "all cells" if inside.all() else "no cell"
         raise ValueError(
