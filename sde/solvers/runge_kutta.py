@@ -10,7 +10,7 @@ References:
     stochastic differential equations. doi:10.1109/HPEC43674.2020.9286178
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -130,33 +130,61 @@ class _SRI(OneStep):
 
     def step(self, sde: SDE, time: Tensor, state: Tensor, dt: Tensor, increment: Increment) -> Tensor:
         """The state at ``time + dt``, shape ``(n, *shape)``."""
-        return self.step_with_error(sde, time, state, dt, increment)[0]
+        drifts, diffusions, integrals = self._stages(sde, time, state, dt, increment)
+        result = _add(state, self.tableau.alpha, drifts)
+        for weights, diffusion in zip(self._weights(), diffusions, strict=True):
+            result = result + sde.product(diffusion, _combine(weights, integrals))
+        return result
 
     def step_with_error(
         self, sde: SDE, time: Tensor, state: Tensor, dt: Tensor, increment: Increment
     ) -> tuple[Tensor, Tensor]:
         """The state at ``time + dt``, and its difference from the part of strong order 1."""
+        drifts, diffusions, integrals = self._stages(sde, time, state, dt, increment)
+        euler = _add(0 * state, (1.0,), drifts)
+        low, high = state + euler, _add(-euler, self.tableau.alpha, drifts)
+        for weights, diffusion in zip(self._weights(), diffusions, strict=True):
+            low = low + sde.product(diffusion, _combine(weights[:2], integrals[:2]))
+            high = high + sde.product(diffusion, _combine(weights[2:], integrals[2:]))
+        return low + high, high
+
+    def _weights(self) -> Iterator[Row]:
+        """The weights of each stage on W, I11 / sqrt(h), I10 / h and I111 / h."""
+        table = self.tableau
+        return zip(table.beta1, table.beta2, table.beta3, table.beta4, strict=True)
+
+    def _stages(
+        self, sde: SDE, time: Tensor, state: Tensor, dt: Tensor, increment: Increment
+    ) -> tuple[list[Tensor | None], list[Tensor], tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Drifts times step, diffusions, and the integrals of the noise in the order of the weights."""
         table, wiener, area = self.tableau, increment.wiener, increment.space_time
         assert area is not None  # the solver asks for it
-        root, average = dt.sqrt(), 0.5 * wiener + area  # the latter is I10 / h
-        squares = (wiener * wiener - dt) / (2 * root)  # I11 / sqrt(h)
-        cubes = wiener * (wiener * wiener - 3 * dt) / (6 * dt)  # I111 / h
+        root, average, square = dt.sqrt(), 0.5 * wiener + area, wiener * wiener
         drifts: list[Tensor | None] = []
         diffusions: list[Tensor] = []
         for i, weight in enumerate(table.alpha):
             drift = None
             if weight or any(len(row) > i and row[i] for row in (*table.a0, *table.a1)):
-                stage = _add(_add(state, table.a0[i], drifts), table.b0[i], [g * average for g in diffusions])
+                stage = _add_noise(_add(state, table.a0[i], drifts), table.b0[i], diffusions, average)
                 drift = sde.drift(time + table.c0[i] * dt, stage) * dt
             drifts.append(drift)
-            stage = _add(_add(state, table.a1[i], drifts), table.b1[i], [g * root for g in diffusions])
+            stage = _add_noise(_add(state, table.a1[i], drifts), table.b1[i], diffusions, root)
             diffusions.append(sde.diffusion(time + table.c1[i] * dt, stage))
-        euler = _add(0 * state, (1.0,), drifts)
-        low, high = state + euler, _add(-euler, table.alpha, drifts)
-        for i, diffusion in enumerate(diffusions):
-            low = low + sde.product(diffusion, table.beta1[i] * wiener + table.beta2[i] * squares)
-            high = high + sde.product(diffusion, table.beta3[i] * average + table.beta4[i] * cubes)
-        return low + high, high
+        integrals = (wiener, (square - dt) / (2 * root), average, wiener * (square - 3 * dt) / (6 * dt))
+        return drifts, diffusions, integrals
+
+
+def _combine(weights: Sequence[float], parts: Sequence[Tensor]) -> Tensor:
+    """Sum of the parts times their weights."""
+    return _add(weights[0] * parts[0], weights[1:], parts[1:])
+
+
+def _add_noise(base: Tensor, row: Row, diffusions: Sequence[Tensor], noise: Tensor) -> Tensor:
+    """Base plus the diffusions times their coefficients and a noise that they share."""
+    used = [(coefficient, part) for coefficient, part in zip(row, diffusions, strict=False) if coefficient]
+    if not used:
+        return base
+    return base + _combine([weight for weight, _ in used], [part for _, part in used]) * noise
 
 
 @dataclass(frozen=True, slots=True)
