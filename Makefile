@@ -1,6 +1,6 @@
 # `make demo` and `make test` set up all that they need; `make help` lists the rest.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint types unit format docs benchmark clean clean-all
+.PHONY: help setup demo test test-all lint types unit format docs benchmark solver-table clean clean-all
 
 PYTHON ?= python3
 DOLFINX ?= auto
@@ -69,6 +69,9 @@ docs:  ## The documentation, into docs/_build/html
 
 benchmark: setup  ## A benchmark against its bars: make benchmark NAME=main_job
 	$(PY) -m benchmarks.$(NAME) --check $(ARGS)
+
+solver-table: setup  ## The table of solvers, into docs/solvers.md
+	$(PY) -m scripts.solver_table
 
 clean:  ## Remove what was built and computed
 	rm -rf build dist *.egg-info out docs/_build docs/gallery docs/api/generated .pytest_cache .ruff_cache

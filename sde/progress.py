@@ -8,6 +8,9 @@ from typing import Protocol, Self
 __all__ = ["Progress"]
 
 
+_QUIET_SECONDS = 10.0  # between lines where nobody watches a terminal: logs stay short
+
+
 class _Bar(Protocol):
     """What we use of a tqdm bar."""
 
@@ -49,7 +52,12 @@ class Progress:
                 self._bar = _PlainBar(self.total, self.label, self.start)
             else:
                 self._bar = tqdm(
-                    total=self.total, desc=self.label, initial=self.start, unit=self.unit, leave=True
+                    total=self.total,
+                    desc=self.label,
+                    initial=self.start,
+                    unit=self.unit,
+                    leave=True,
+                    mininterval=0.1 if sys.stderr.isatty() else _QUIET_SECONDS,
                 )
         return self
 

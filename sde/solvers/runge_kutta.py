@@ -286,7 +286,8 @@ class SRIW1(_SRI):
     tableau: ClassVar[TableauSRI] = TableauSRI(
         a0=((), (3 / 4,), (), ()),
         b0=((), (3 / 2,), (), ()),
-        a1=((), (1 / 4,), (1,), (0, 0, 1 / 4)),
+        # The third drift of the published table is the first one again; its weight stands there.
+        a1=((), (1 / 4,), (1,), (1 / 4,)),
         b1=((), (1 / 2,), (-1,), (-5, 3, 1 / 2)),
         c0=(0, 3 / 4, 0, 0),
         c1=(0, 1 / 4, 1, 1 / 4),

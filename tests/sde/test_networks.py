@@ -1,6 +1,7 @@
 """Networks whose weights and evaluation are addressed; checkpoints; progress."""
 
 import math
+import time
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +105,16 @@ def test_checkpoint_names_a_setting_that_only_one_side_has(tmp_path: Path) -> No
     save_checkpoint(path, "test", {"seed": 1, "extra": 2}, {})
     with pytest.raises(ValueError, match=r"has extra = 2, not None"):
         load_checkpoint(path, "test", {"seed": 1})
+
+
+def test_progress_writes_little_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress(400, "job") as bar:
+        for _ in range(400):
+            bar.update(1)
+            time.sleep(0.001)
+    written = capsys.readouterr().err
+    assert "400/400" in written
+    assert written.count("\r") <= 3
 
 
 def test_progress_without_tqdm_prints_lines(
