@@ -109,15 +109,21 @@ class TableauArea:
 
 
 class _TableScheme(_AreaScheme):
-    """A scheme by its table; stages without weight are not evaluated."""
+    """A scheme by its table that estimates its error; stages without weight are not evaluated."""
 
     __slots__ = ()
     tableau: ClassVar[TableauArea]
 
     def step(self, sde: SDE, time: Tensor, state: Tensor, dt: Tensor, increment: Increment) -> Tensor:
         """The state at ``time + dt``, shape ``(n, *shape)``."""
+        return _sum(state, self.tableau.weights, self._parts(sde, time, state, dt, increment))
+
+    def step_with_error(
+        self, sde: SDE, time: Tensor, state: Tensor, dt: Tensor, increment: Increment
+    ) -> tuple[Tensor, Tensor]:
+        """The state at ``time + dt`` and the estimate of the error by the table."""
         parts = self._parts(sde, time, state, dt, increment)
-        return _sum(state, self.tableau.weights, parts)
+        return _sum(state, self.tableau.weights, parts), _sum(0 * state, self.tableau.errors, parts)
 
     def _parts(
         self, sde: SDE, time: Tensor, state: Tensor, dt: Tensor, increment: Increment
@@ -140,20 +146,6 @@ class _TableScheme(_AreaScheme):
         return drifts, noises, areas
 
 
-class _EmbeddedTableScheme(_TableScheme):
-    """A scheme by its table that estimates its error."""
-
-    __slots__ = ()
-
-    def step_with_error(
-        self, sde: SDE, time: Tensor, state: Tensor, dt: Tensor, increment: Increment
-    ) -> tuple[Tensor, Tensor]:
-        """The state at ``time + dt`` and the estimate of the error by the table."""
-        parts = self._parts(sde, time, state, dt, increment)
-        zero = 0 * state
-        return _sum(state, self.tableau.weights, parts), _sum(zero, self.tableau.errors, parts)
-
-
 def _weighs(index: int, rows: tuple[Row, ...], weights: Row) -> bool:
     """Whether a stage has a weight in a later stage or in the result."""
     return bool(weights[index]) or any(len(row) > index and row[index] for row in rows)
@@ -169,7 +161,7 @@ def _sum(base: Tensor, rows: tuple[Row, ...], parts: tuple[list[Tensor | None], 
 
 
 @dataclass(frozen=True, slots=True)
-class GeneralShARK(_EmbeddedTableScheme):
+class GeneralShARK(_TableScheme):
     """:class:`ShARK` for noise of any structure: order 3/2 for additive, 1 for commutative noise, else 1/2.
 
     References:
@@ -198,7 +190,7 @@ _X1, _X2 = (3 - math.sqrt(3)) / 6, math.sqrt(3) / 3
 
 
 @dataclass(frozen=True, slots=True)
-class SPaRK(_EmbeddedTableScheme):
+class SPaRK(_TableScheme):
     """Splitting path Runge--Kutta: the scheme of choice for adaptive steps with noise of any structure.
 
     Order 3/2 for additive, 1 for commutative noise, else 1/2.
@@ -227,7 +219,10 @@ class SPaRK(_EmbeddedTableScheme):
 
 @dataclass(frozen=True, slots=True)
 class SlowRK(_TableScheme):
-    """Strong order 3/2 for commutative noise, in two drifts and five diffusions.
+    r"""Strong order 3/2 for commutative noise, in two drifts and five diffusions.
+
+    The error is estimated by the difference from :math:`X + f(z_1)\,h + g(z_4)\,W`, a scheme of order 1 on
+    the same stages.
 
     References:
         Foster, dos Reis & Strange (2024), equation 6.2. arXiv:2210.17543
@@ -246,5 +241,9 @@ class SlowRK(_TableScheme):
             (0, 1 / 6, 1 / 3, 1 / 3, 1 / 6, 0, 0),
             (0, 0, 0, 2, 0, 0, -2),
         ),
-        errors=((), (), ()),
+        errors=(
+            (-2 / 3, 0, 0, 0, 0, 2 / 3, 0),
+            (0, 1 / 6, 1 / 3, -2 / 3, 1 / 6, 0, 0),
+            (0, 0, 0, 2, 0, 0, -2),
+        ),
     )

@@ -87,6 +87,11 @@ def _add(base: Tensor, row: Sequence[float], parts: Sequence[Tensor | None]) -> 
     return base
 
 
+def _weighs(index: int, *rows: Row) -> bool:
+    """Whether a stage has a weight in any row."""
+    return any(len(row) > index and row[index] != 0 for row in rows)
+
+
 class _SRA(OneStep):
     """A scheme for additive noise, by its table."""
 
@@ -106,15 +111,20 @@ class _SRA(OneStep):
         table, wiener, area = self.tableau, increment.wiener, increment.space_time
         assert area is not None  # the solver asks for it
         average = 0.5 * wiener + area  # I10 / h
-        diffusions = [sde.diffusion(time + c * dt, state) for c in table.c1]
-        averages = [sde.product(diffusion, average) for diffusion in diffusions]
+        diffusions = [
+            sde.diffusion(time + c * dt, state) if _weighs(i, *table.b, table.beta1, table.beta2) else None
+            for i, c in enumerate(table.c1)
+        ]
+        averages = [
+            None if diffusion is None else sde.product(diffusion, average) for diffusion in diffusions
+        ]
         drifts: list[Tensor] = []
         for i, c in enumerate(table.c0):
             stage = _add(_add(state, table.a[i], drifts), table.b[i], averages)
             drifts.append(sde.drift(time + c * dt, stage) * dt)
         plain = state
         for beta, diffusion in zip(table.beta1, diffusions, strict=True):
-            if beta:
+            if beta and diffusion is not None:
                 plain = plain + beta * sde.product(diffusion, wiener)
         result = _add(_add(plain, table.alpha, drifts), table.beta2, averages)
         return result, result - plain - drifts[0]
@@ -159,12 +169,14 @@ class _SRI(OneStep):
         """Drifts times step, diffusions, and the integrals of the noise in the order of the weights."""
         table, wiener, area = self.tableau, increment.wiener, increment.space_time
         assert area is not None  # the solver asks for it
+        if sde.structure is NoiseStructure.NONE:  # no channels: zeros that broadcast
+            wiener = area = state.new_zeros(())
         root, average, square = dt.sqrt(), 0.5 * wiener + area, wiener * wiener
         drifts: list[Tensor | None] = []
         diffusions: list[Tensor] = []
-        for i, weight in enumerate(table.alpha):
+        for i in range(len(table.alpha)):
             drift = None
-            if weight or any(len(row) > i and row[i] for row in (*table.a0, *table.a1)):
+            if _weighs(i, table.alpha, *table.a0, *table.a1):
                 stage = _add_noise(_add(state, table.a0[i], drifts), table.b0[i], diffusions, average)
                 drift = sde.drift(time + table.c0[i] * dt, stage) * dt
             drifts.append(drift)
