@@ -7,13 +7,7 @@ from sde.solvers.implicit import ThetaEuler
 from sde.solvers.interface import EmbeddedSolver, OneStep, Orders, Solver, check_pairing
 from sde.solvers.langevin import ALIGN, BAOAB, QUICSORT, UBU, ShOULD
 from sde.solvers.log_ode import LogODE
-from sde.solvers.milstein import (
-    Milstein,
-    MilsteinLevy,
-    MilsteinStratonovich,
-    RungeKuttaMilstein,
-    RungeKuttaMilsteinStratonovich,
-)
+from sde.solvers.milstein import Milstein, MilsteinLevy, MilsteinStratonovich, RungeKuttaMilstein
 from sde.solvers.reversible import ReversibleHeun
 from sde.solvers.runge_kutta import SOSRA, SOSRI, SRA1, SRA2, SRA3, SRIW1, SRIW2
 from sde.solvers.weak import DRI1, PlatenWeak2
@@ -47,7 +41,6 @@ __all__ = [
     "Ralston",
     "ReversibleHeun",
     "RungeKuttaMilstein",
-    "RungeKuttaMilsteinStratonovich",
     "SPaRK",
     "ShARK",
     "ShOULD",
