@@ -127,9 +127,9 @@ class RungeKuttaMilstein(OneStep):
     .. math:: \hat X = X_k + f\,h + g\,\sqrt h, \qquad X_{k+1} = X_k + f\,h + g\,\Delta W
               + \frac{g(t_k, \hat X) - g(t_k, X_k)}{2 \sqrt h} (\Delta W^2 - h)
 
-    Strong order 1. In a Stratonovich equation the same difference times :math:`\Delta W^2` would have the mean
-    :math:`\tfrac14 g'' g^2 h^{3/2}` too much, which leaves order 1/2; :class:`sde.solvers.EulerHeun` is the
-    scheme of order 1 without derivatives there.
+    Strong order 1. In a Stratonovich equation the same difference times :math:`\Delta W^2` would be
+    :math:`\tfrac14 g'' g^2 h^{3/2}` too large in the mean, which leaves order 1/2;
+    :class:`sde.solvers.EulerHeun` is the scheme of order 1 without derivatives there.
 
     References:
         Kloeden & Platen (1992), section 11.1, equation 1.3. doi:10.1007/978-3-662-12616-5
