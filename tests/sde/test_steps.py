@@ -11,7 +11,7 @@ from torch.func import jvp, vmap
 from sde import SDE, Calculus, NoiseStream, NoiseStructure, ode, solve, solvers
 from sde.march import Plan
 from sde.noise import WienerIncrements
-from sde.noise.increments import Increment, Law
+from sde.noise.increments import Areas, Increment, Law
 from sde.solvers import EmbeddedSolver, LogODE, MilsteinLevy, ReversibleHeun, Solver
 
 _SCHEMES = [
@@ -28,6 +28,9 @@ _PAIRS = [
     for kind in _SCHEMES
     for structure in kind.orders
     if kind.law is Law.NORMAL and kind is not solvers.ThetaEuler
+]
+_ADDITIVE = [
+    kind() for kind in _SCHEMES if kind.areas is Areas.SPACE_TIME and NoiseStructure.ADDITIVE in kind.orders
 ]
 _ESTIMATES = [
     pytest.param(scheme, structure, id=pair.id)
@@ -171,6 +174,17 @@ def test_levy_area_moves_the_third_coordinate_of_the_heisenberg_group(scheme: So
     turned = 0.5 * (start[:, 0] * wiener[:, 1] - start[:, 1] * wiener[:, 0])
     exact = torch.column_stack((start[:, :2] + wiener, start[:, 2] + turned + area))
     torch.testing.assert_close(step(start, _TIME, _DT), exact, rtol=1e-14, atol=1e-14)
+
+
+@pytest.mark.parametrize("scheme", _ADDITIVE, ids=lambda scheme: type(scheme).__name__)
+def test_scheme_with_areas_integrates_additive_noise_through_a_linear_drift(scheme: Solver) -> None:
+    sde = SDE(lambda t, x: x, lambda t, x: torch.ones_like(x), NoiseStructure.ADDITIVE)
+    step, dt = _Step(scheme, sde), _DT.new_tensor(2.0**-20)
+    noise = step.noise(dt)
+    assert noise.space_time is not None
+    integral = dt * (0.5 * noise.wiener + noise.space_time)  # of W over the step, of size dt^(3/2)
+    gap = step(_STATE, _TIME, dt) - (_STATE * (1 + dt) + noise.wiener + integral)
+    assert gap.abs().max() < 5 * dt**2
 
 
 def test_reversible_steps_are_undone_to_rounding() -> None:
