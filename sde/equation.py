@@ -109,7 +109,7 @@ class SDE:
 
     def arrange(self, increments: Tensor, state_shape: tuple[int, ...]) -> Tensor:
         """Increments ``(..., channels)`` in the shape that :meth:`product` takes."""
-        if self.noise_dim is not None or len(state_shape) == 1:
+        if self.structure is NoiseStructure.NONE or self.noise_dim is not None or len(state_shape) == 1:
             return increments
         if self.structure is NoiseStructure.SCALAR:
             return increments.unflatten(-1, (1,) * len(state_shape))

@@ -159,7 +159,7 @@ def _increments(
     samples, channels = len(initial), sde.channels(tuple(initial.shape[1:]))
     if channels == 0:
         none = initial.new_zeros((samples, len(sizes), 0))
-        return GivenIncrements(none, none, none, none.unsqueeze(-1))
+        return GivenIncrements(none, none, none, initial.new_zeros((samples, len(sizes), 0, 0)))
     if law is Law.THREE_POINT and isinstance(noise, BrownianTree):
         raise ValueError("`noise` must be a NoiseStream or increments for a weak solver; got a BrownianTree.")
     if isinstance(noise, NoiseStream | BrownianTree):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sde import SDE, Calculus, EulerMaruyama, Heun, NoiseStream, NoiseStructure, solve
+from sde import SDE, Calculus, EulerMaruyama, Heun, NoiseStream, NoiseStructure, ode, solve
 from sde.ensemble import Ensemble
 from sde.noise.brownian import WienerIncrements
 from tests.statistics import assert_mean
@@ -180,3 +180,10 @@ _NOISE, _TIMES, _START = NoiseStream(0, 0, 4), torch.linspace(0, 1, 3), torch.on
 def test_wrong_call_is_refused(call: Callable[[], object], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("solver", [EulerMaruyama(), Heun()])
+def test_ordinary_equation_is_solved_without_noise(solver: EulerMaruyama | Heun) -> None:
+    start, times = torch.ones(3, 2, 2, dtype=torch.float64), torch.linspace(0, 1, 257, dtype=torch.float64)
+    end = solve(ode(lambda t, x: -x), start, times, None, solver=solver)[:, -1]
+    torch.testing.assert_close(end, start * math.exp(-1), rtol=5e-3, atol=0)
