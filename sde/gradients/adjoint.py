@@ -29,16 +29,10 @@ class Adjoint:
     the forward pass. The result is the gradient of the exact solution up to both discretisations,
     not of the numbers that the forward pass returned. The state is restored at the instants that were saved.
 
-    Attributes:
-        allow_missing: Whether drift and diffusion may use tensors that the equation does not name among its
-            parameters; they get no gradient.
-
     References:
         Li, Wong, Chen & Duvenaud (2020), Scalable gradients for stochastic differential equations, section 3.
         arXiv:2001.01328
     """
-
-    allow_missing: bool = False
 
     def run(self, plan: Plan, initial: Tensor, report: Callable[[int], None]) -> Tensor:
         """States at the instants, shape ``(n, T, *shape)``.
@@ -48,8 +42,7 @@ class Adjoint:
         """
         if not isinstance(plan.sde, SDE):
             raise ValueError(f"`sde` must be an SDE for this gradient; got {type(plan.sde).__name__}.")
-        if not self.allow_missing:
-            check_parameters(plan, initial, (plan.sde.drift, plan.sde.diffusion))
+        check_parameters(plan, initial, (plan.sde.drift, plan.sde.diffusion))
         return _AdjointSolve.apply(plan, report, initial, *trainable(plan))  # type: ignore[return-value]
 
 

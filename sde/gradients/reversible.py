@@ -24,16 +24,10 @@ class Reversible:
     evaluation of drift and diffusion and one of their derivatives in a step. The gradient is that of
     :class:`Backprop` to rounding, with respect to the initial state and the parameters of the equation.
 
-    Attributes:
-        allow_missing: Whether drift and diffusion may use tensors that the equation does not name among its
-            parameters; they get no gradient.
-
     References:
         Kidger, Foster, Li & Lyons (2021), Efficient and accurate gradients for neural SDEs, algorithm 2.
         arXiv:2105.13493
     """
-
-    allow_missing: bool = False
 
     def run(self, plan: Plan, initial: Tensor, report: Callable[[int], None]) -> Tensor:
         """States at the instants, shape ``(n, T, *shape)``.
@@ -46,8 +40,7 @@ class Reversible:
                 f"`solver` must be ReversibleHeun() for this gradient; got {type(plan.solver).__name__}."
             )
         assert isinstance(plan.sde, SDE)  # the solver integrates nothing else
-        if not self.allow_missing:
-            check_parameters(plan, initial, (plan.sde.drift, plan.sde.diffusion))
+        check_parameters(plan, initial, (plan.sde.drift, plan.sde.diffusion))
         return _ReversibleSolve.apply(plan, report, initial, *trainable(plan))  # type: ignore[return-value]
 
 
