@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sde.equation import SDE
+from sde.grid import Grid
 from sde.langevin import Langevin
 from sde.noise.increments import Areas, Increment, Increments
 from sde.solvers.interface import Carry, Solver
@@ -35,8 +36,7 @@ class Plan:
         sde: The equation.
         solver: The scheme.
         increments: The noise.
-        times: Instants that are saved, shape ``(T,)``.
-        substeps: Steps between consecutive instants.
+        grid: The instants that are saved and the steps between them.
         starts: Start of every step, in the dtype of the state, shape ``(num_steps,)``.
         sizes: Length of every step, likewise.
         state_shape: Shape of the state of one sample.
@@ -45,8 +45,7 @@ class Plan:
     sde: SDE | Langevin
     solver: Solver
     increments: Increments
-    times: Tensor
-    substeps: int
+    grid: Grid
     starts: Tensor
     sizes: Tensor
     state_shape: tuple[int, ...]
@@ -97,7 +96,7 @@ class Plan:
         saved = []
         for step in self.march(carry, first, count):
             carry = step.carry
-            if (step.number + 1) % self.substeps == 0:
+            if step.number + 1 in self.grid.saves:
                 saved.append(self.solver.read(carry))
         return carry, saved
 

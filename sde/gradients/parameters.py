@@ -23,12 +23,10 @@ def check_parameters(
     One evaluation is recorded and its graph walked: a tensor that is missing would get no gradient silently.
 
     Raises:
-        ValueError: If such a tensor is found, or the times require a gradient.
+        ValueError: If such a tensor is found.
     """
-    if plan.starts.requires_grad or plan.sizes.requires_grad:
-        raise ValueError("`times` must not require a gradient here; use gradient=Checkpointed().")
     with torch.enable_grad():
-        values = [function(plan.starts[0], initial.detach()) for function in functions]
+        values = [function(plan.starts[0].detach(), initial.detach()) for function in functions]
     known = {id(parameter) for parameter in trainable(plan)}
     roots = [value.grad_fn for value in values if value.grad_fn is not None]
     unknown = [leaf for leaf in _leaves(roots) if id(leaf) not in known]
