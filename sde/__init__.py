@@ -6,6 +6,7 @@ from sde.ensemble import Ensemble
 from sde.equation import SDE, Calculus, NoiseStructure, ode
 from sde.events import FirstPassage, first_passage
 from sde.gradients import Adjoint, Backprop, Checkpointed, Reversible
+from sde.jump_diffusion import JumpDiffusion, JumpPaths, solve_jumps
 from sde.langevin import Langevin
 from sde.noise import BrownianTree, NoiseStream, Purpose, WienerIncrements
 from sde.shapes import check_shapes
@@ -25,6 +26,8 @@ __all__ = [
     "EulerMaruyama",
     "FirstPassage",
     "Heun",
+    "JumpDiffusion",
+    "JumpPaths",
     "Langevin",
     "NoiseStream",
     "NoiseStructure",
@@ -38,6 +41,7 @@ __all__ = [
     "ode",
     "solve",
     "solve_adaptive",
+    "solve_jumps",
     "to_ito",
     "to_stratonovich",
 ]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from sde.equation import SDE
+from sde.march import arranged
 from sde.noise.bridge import Piece, halve
 from sde.noise.increments import Areas, Increment
 from sde.noise.levy_area import LevyLaw, levy_area, num_pairs
@@ -296,8 +297,7 @@ class _Walk:
         if Areas.LEVY in areas and self.channels > 1:
             normals = self._levy_normals()
             levy = levy_area(wiener, area, length.to(self.dtype).view(-1, 1), normals, LevyLaw.FOSTER)
-        parts = (self.sde.arrange(part, self.shape) for part in (wiener, area, curve))
-        return Increment(*parts, levy=levy)
+        return arranged(self.sde, Increment(wiener, area, curve, levy), self.shape)
 
     def _levy_normals(self) -> Tensor:
         """Normals of the Levy areas of the cells, by the cell's node."""

@@ -33,6 +33,11 @@ class Grid:
             ends[total] = instant
         object.__setattr__(self, "saves", ends)
 
+    @property
+    def num_steps(self) -> int:
+        """Number of steps."""
+        return sum(self.counts)
+
     def steps(self) -> tuple[Tensor, Tensor]:
         """Start and length of every step, float64, each of shape ``(num_steps,)``.
 

@@ -13,7 +13,7 @@ from sde.langevin import Langevin
 from sde.noise.increments import Areas, Increment, Increments
 from sde.solvers.interface import Carry, Solver
 
-__all__ = ["Plan", "Step", "stack", "tensors"]
+__all__ = ["Plan", "Step", "arranged", "stack", "tensors"]
 
 _CHUNK_ELEMENTS = 1 << 19  # numbers held at once: a few megabytes, one kernel call for each kind
 
@@ -70,15 +70,7 @@ class Plan:
     def noise(self, first: int, count: int) -> Iterator[Increment]:
         """The increments of steps ``first .. first + count - 1``, arranged for the equation."""
         drawn = self.increments.chunk(first, count, self.solver.areas)
-        arrange, shape = self.sde.arrange, self.state_shape
-        wiener, area, curve, levy, signs = drawn
-        return Increment(
-            arrange(wiener, shape),
-            None if area is None else arrange(area, shape),
-            None if curve is None else arrange(curve, shape),
-            levy,
-            signs,
-        ).steps()
+        return arranged(self.sde, drawn, self.state_shape).steps()
 
     def march(self, carry: Carry, first: int, count: int) -> Iterator[Step]:
         """Take steps ``first .. first + count - 1`` from what is carried into the first of them."""
@@ -103,6 +95,18 @@ class Plan:
     def with_sde(self, sde: SDE | Langevin) -> "Plan":
         """The same solve of another equation of the same structure."""
         return replace(self, sde=sde)
+
+
+def arranged(sde: SDE | Langevin, increment: Increment, state_shape: tuple[int, ...]) -> Increment:
+    """An increment of channels in the shapes that the solvers of an equation take."""
+    wiener, area, curve, levy, signs = increment
+    return Increment(
+        sde.arrange(wiener, state_shape),
+        None if area is None else sde.arrange(area, state_shape),
+        None if curve is None else sde.arrange(curve, state_shape),
+        levy,
+        signs,
+    )
 
 
 def tensors(carry: Carry) -> list[Tensor]:
