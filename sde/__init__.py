@@ -6,6 +6,7 @@ from sde.ensemble import Ensemble
 from sde.equation import SDE, Calculus, NoiseStructure, ode
 from sde.events import FirstPassage, first_passage
 from sde.gradients import Adjoint, Backprop, Checkpointed, Reversible
+from sde.heuristics import Heuristics, solve_with_heuristics
 from sde.jump_diffusion import JumpDiffusion, JumpPaths, solve_jumps
 from sde.langevin import Langevin
 from sde.noise import BrownianTree, NoiseStream, Purpose, WienerIncrements
@@ -26,6 +27,7 @@ __all__ = [
     "EulerMaruyama",
     "FirstPassage",
     "Heun",
+    "Heuristics",
     "JumpDiffusion",
     "JumpPaths",
     "Langevin",
@@ -42,6 +44,7 @@ __all__ = [
     "solve",
     "solve_adaptive",
     "solve_jumps",
+    "solve_with_heuristics",
     "to_ito",
     "to_stratonovich",
 ]

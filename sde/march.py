@@ -111,7 +111,9 @@ def arranged(sde: SDE | Langevin, increment: Increment, state_shape: tuple[int, 
 
 def tensors(carry: Carry) -> list[Tensor]:
     """The tensors in what a solver carries."""
-    return [carry] if isinstance(carry, Tensor) else [part for part in carry if part is not None]
+    if carry is None or isinstance(carry, Tensor):
+        return [] if carry is None else [carry]
+    return [tensor for part in carry for tensor in tensors(part)]
 
 
 def stack(initial: Tensor, saved: list[Tensor]) -> Tensor:
