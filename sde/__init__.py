@@ -1,7 +1,9 @@
 """Stochastic differential equations in PyTorch."""
 
 from sde.adaptive import AdaptiveSolution, Control, solve_adaptive
+from sde.boundaries import AbsorbedPaths, Boundary, ReflectedPaths, solve_absorbed, solve_reflected
 from sde.calculus import check_structure, to_ito, to_stratonovich
+from sde.dense import DensePaths
 from sde.ensemble import Ensemble
 from sde.equation import SDE, Calculus, NoiseStructure, ode
 from sde.events import FirstPassage, first_passage
@@ -13,16 +15,20 @@ from sde.noise import BrownianTree, NoiseStream, Purpose, WienerIncrements
 from sde.shapes import check_shapes
 from sde.solve import solve
 from sde.solvers import EulerMaruyama, Heun, Solver
+from sde.statistics import PathStatistics, solve_statistics
 
 __all__ = [
     "SDE",
+    "AbsorbedPaths",
     "AdaptiveSolution",
     "Adjoint",
     "Backprop",
+    "Boundary",
     "BrownianTree",
     "Calculus",
     "Checkpointed",
     "Control",
+    "DensePaths",
     "Ensemble",
     "EulerMaruyama",
     "FirstPassage",
@@ -33,7 +39,9 @@ __all__ = [
     "Langevin",
     "NoiseStream",
     "NoiseStructure",
+    "PathStatistics",
     "Purpose",
+    "ReflectedPaths",
     "Reversible",
     "Solver",
     "WienerIncrements",
@@ -42,8 +50,11 @@ __all__ = [
     "first_passage",
     "ode",
     "solve",
+    "solve_absorbed",
     "solve_adaptive",
     "solve_jumps",
+    "solve_reflected",
+    "solve_statistics",
     "solve_with_heuristics",
     "to_ito",
     "to_stratonovich",

@@ -1,6 +1,6 @@
 """The steps of a solve: what every driver and every gradient goes through."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -72,16 +72,29 @@ class Plan:
         drawn = self.increments.chunk(first, count, self.solver.areas)
         return arranged(self.sde, drawn, self.state_shape).steps()
 
-    def march(self, carry: Carry, first: int, count: int) -> Iterator[Step]:
-        """Take steps ``first .. first + count - 1`` from what is carried into the first of them."""
+    def march(
+        self, carry: Carry, first: int, count: int, amend: Callable[[Step, Carry], Carry] | None = None
+    ) -> Iterator[Step]:
+        """Take steps ``first .. first + count - 1`` from what is carried into the first of them.
+
+        Args:
+            carry: What is carried into the first step.
+            first: Its number.
+            count: How many steps are taken.
+            amend: What becomes of a step: the step and what was carried into it, to what is carried on.
+        """
         starts, sizes = self.starts.unbind(), self.sizes.unbind()
         step, sde = self.solver.step, self.sde.checked() if first == 0 else self.sde
         for begin in range(first, first + count, self.chunk):
             end = min(begin + self.chunk, first + count)
             for k, increment in enumerate(self.noise(begin, end - begin), begin):
-                carry = step(sde, starts[k], carry, sizes[k], increment)
-                sde = self.sde  # the first step has checked the shapes
-                yield Step(k, starts[k], sizes[k], increment, carry)
+                taken = Step(
+                    k, starts[k], sizes[k], increment, step(sde, starts[k], carry, sizes[k], increment)
+                )
+                if amend is not None:
+                    taken = taken._replace(carry=amend(taken, carry))
+                carry, sde = taken.carry, self.sde  # the first step has checked the shapes
+                yield taken
 
     def advance(self, carry: Carry, first: int, count: int) -> tuple[Carry, list[Tensor]]:
         """Take steps and keep the states at the instants among their ends."""

@@ -16,6 +16,7 @@ from sde import (
     solve_with_heuristics,
 )
 from sde.gradients import Backprop, Checkpointed
+from sde.networks import perceptron
 from sde.solvers import SOSRI, EulerMaruyama, Heun, ReversibleHeun, Solver, SPaRK
 
 _F64 = torch.float64
@@ -100,13 +101,7 @@ def test_adaptive_solve_of_an_ordinary_equation_counts_and_estimates() -> None:
 def test_regularised_training_gives_an_equation_that_is_cheaper_to_solve() -> None:
     # A neural ODE that carries 1 to 2: by any drift. The regulariser makes it choose a smooth one.
     def steps_after_training(weight: float) -> tuple[float, float]:
-        field = nn.Sequential(nn.Linear(3, 32), nn.Tanh(), nn.Linear(32, 2)).double()
-        with torch.no_grad():
-            for k, parameter in enumerate(field.parameters()):
-                drawn = NoiseStream(k, 0, 1).normals(parameter.numel(), dtype=_F64)
-                parameter.copy_(
-                    drawn.view_as(parameter) * (0.0 if parameter.dim() == 1 else 0.3 if k else 1.5)
-                )
+        field = perceptron((3, 32, 2), seed=1, activation=nn.Tanh(), dtype=_F64)
         equation = ode(lambda t, x: field(torch.cat((x, t.expand(len(x), 1) * 4), 1)))
         start = NoiseStream(9, 0, 64).normals(2, dtype=_F64)
         optimiser = torch.optim.Adam(field.parameters(), lr=1e-2)
