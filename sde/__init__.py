@@ -12,6 +12,7 @@ from sde.heuristics import Heuristics, solve_with_heuristics
 from sde.jump_diffusion import JumpDiffusion, JumpPaths, solve_jumps
 from sde.langevin import Langevin
 from sde.noise import BrownianTree, NoiseStream, Purpose, WienerIncrements
+from sde.sensitivities import Estimator, ExpectationGradient, gradient_of_expectation
 from sde.shapes import check_shapes
 from sde.solve import solve
 from sde.solvers import EulerMaruyama, Heun, Solver
@@ -30,7 +31,9 @@ __all__ = [
     "Control",
     "DensePaths",
     "Ensemble",
+    "Estimator",
     "EulerMaruyama",
+    "ExpectationGradient",
     "FirstPassage",
     "Heun",
     "Heuristics",
@@ -48,6 +51,7 @@ __all__ = [
     "check_shapes",
     "check_structure",
     "first_passage",
+    "gradient_of_expectation",
     "ode",
     "solve",
     "solve_absorbed",
