@@ -1,27 +1,25 @@
 """Stochastic differential equations in PyTorch."""
 
-from sde.adaptive import AdaptiveSolution, Control, solve_adaptive
-from sde.boundaries import AbsorbedPaths, Boundary, ReflectedPaths, solve_absorbed, solve_reflected
+from sde.adaptive import Control, solve_adaptive
+from sde.boundaries import Boundary, solve_absorbed, solve_reflected
 from sde.calculus import check_structure, to_ito, to_stratonovich
 from sde.dense import DensePaths
 from sde.ensemble import Ensemble
 from sde.equation import SDE, Calculus, NoiseStructure, ode
-from sde.events import FirstPassage, first_passage
+from sde.events import first_passage
 from sde.gradients import Adjoint, Backprop, Checkpointed, Reversible
-from sde.heuristics import Heuristics, solve_with_heuristics
-from sde.jump_diffusion import JumpDiffusion, JumpPaths, solve_jumps
+from sde.heuristics import solve_with_heuristics
+from sde.jump_diffusion import JumpDiffusion, solve_jumps
 from sde.langevin import Langevin
 from sde.noise import BrownianTree, NoiseStream, Purpose, WienerIncrements
-from sde.sensitivities import Estimator, ExpectationGradient, gradient_of_expectation
+from sde.sensitivities import Estimator, gradient_of_expectation
 from sde.shapes import check_shapes
 from sde.solve import solve
 from sde.solvers import EulerMaruyama, Heun, Solver
-from sde.statistics import PathStatistics, solve_statistics
+from sde.statistics import solve_statistics
 
 __all__ = [
     "SDE",
-    "AbsorbedPaths",
-    "AdaptiveSolution",
     "Adjoint",
     "Backprop",
     "Boundary",
@@ -33,18 +31,12 @@ __all__ = [
     "Ensemble",
     "Estimator",
     "EulerMaruyama",
-    "ExpectationGradient",
-    "FirstPassage",
     "Heun",
-    "Heuristics",
     "JumpDiffusion",
-    "JumpPaths",
     "Langevin",
     "NoiseStream",
     "NoiseStructure",
-    "PathStatistics",
     "Purpose",
-    "ReflectedPaths",
     "Reversible",
     "Solver",
     "WienerIncrements",
