@@ -7,9 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sde.equation import SDE
+from sde.equation import Equation
 from sde.grid import Grid
-from sde.langevin import Langevin
 from sde.noise.increments import Areas, Increment, Increments
 from sde.solvers.interface import Carry, Solver
 
@@ -42,7 +41,7 @@ class Plan:
         state_shape: Shape of the state of one sample.
     """
 
-    sde: SDE | Langevin
+    sde: Equation
     solver: Solver
     increments: Increments
     grid: Grid
@@ -105,12 +104,12 @@ class Plan:
                 saved.append(self.solver.read(carry))
         return carry, saved
 
-    def with_sde(self, sde: SDE | Langevin) -> "Plan":
+    def with_sde(self, sde: Equation) -> "Plan":
         """The same solve of another equation of the same structure."""
         return replace(self, sde=sde)
 
 
-def arranged(sde: SDE | Langevin, increment: Increment, state_shape: tuple[int, ...]) -> Increment:
+def arranged(sde: Equation, increment: Increment, state_shape: tuple[int, ...]) -> Increment:
     """An increment of channels in the shapes that the solvers of an equation take."""
     wiener, area, curve, levy, signs = increment
     return Increment(

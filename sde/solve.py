@@ -3,10 +3,9 @@
 import torch
 from torch import Tensor
 
-from sde.equation import SDE
+from sde.equation import Equation
 from sde.gradients.backprop import Checkpointed, Gradient
 from sde.grid import make_grid
-from sde.langevin import Langevin
 from sde.march import Plan
 from sde.noise.brownian import WienerIncrements
 from sde.noise.increments import GivenIncrements, Increments, Law
@@ -21,9 +20,6 @@ __all__ = ["Equation", "Noise", "check_state", "make_plan", "solve"]
 
 Noise = NoiseStream | BrownianTree | Increments | None
 """What drives a solve: samples in grid mode or in tree mode, or the increments themselves."""
-
-Equation = SDE | Langevin
-"""What can be solved."""
 
 _DEFAULT_SOLVER, _DEFAULT_GRADIENT = EulerMaruyama(), Checkpointed()
 
@@ -51,7 +47,8 @@ def solve(
     flow by autograd.
 
     Args:
-        sde: Drift and diffusion, and the calculus they are written in; or :class:`sde.Langevin`.
+        sde: Drift and diffusion, and the calculus they are written in; or an equation with
+            solvers of its own, such as :class:`sde.Langevin`.
         initial: State at ``times[0]``, shape ``(n, *shape)`` with any shape, such as ``(n, d)``; float32 or
             float64; its dtype and device are the solve's.
         times: Strictly increasing instants, shape ``(T,)`` with ``T >= 2``, in the time unit of ``sde``.
@@ -77,6 +74,7 @@ def solve(
         RuntimeError: If a path diverged and ``allow_diverged`` is false.
 
     Example:
+        >>> from sde import SDE
         >>> ou = SDE(drift=lambda t, x: -x, diffusion=lambda t, x: torch.ones_like(x))
         >>> noise = NoiseStream(seed=0, start=0, stop=8)
         >>> solve(ou, torch.zeros(8, 2), torch.linspace(0, 1, 5), noise).shape

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 from torch import Tensor
 
 from sde.equation import SDE, Calculus, NoiseStructure
-from sde.langevin import Langevin
+from sde.equation import Equation as AnyEquation
 from sde.noise.increments import Areas, Increment, Law
 
 __all__ = ["EmbeddedSolver", "OneStep", "Orders", "Solver", "check_pairing", "orders"]
@@ -91,7 +91,7 @@ class OneStep:
         return carry
 
 
-def check_pairing(solver: Solver, sde: SDE | Langevin) -> None:
+def check_pairing(solver: Solver, sde: AnyEquation) -> None:
     """Raise if a solver cannot integrate an equation.
 
     Raises:
