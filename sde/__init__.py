@@ -16,9 +16,11 @@ from sde.sensitivities import Estimator, gradient_of_expectation
 from sde.shapes import check_shapes
 from sde.solve import solve
 from sde.solvers import EulerMaruyama, Heun, Solver
+from sde.square_root import CIR, Heston
 from sde.statistics import solve_statistics
 
 __all__ = [
+    "CIR",
     "SDE",
     "Adjoint",
     "Backprop",
@@ -31,6 +33,7 @@ __all__ = [
     "Ensemble",
     "Estimator",
     "EulerMaruyama",
+    "Heston",
     "Heun",
     "JumpDiffusion",
     "Langevin",

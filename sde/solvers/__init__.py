@@ -10,6 +10,12 @@ from sde.solvers.log_ode import LogODE
 from sde.solvers.milstein import Milstein, MilsteinLevy, MilsteinStratonovich, RungeKuttaMilstein
 from sde.solvers.reversible import ReversibleHeun
 from sde.solvers.runge_kutta import SOSRA, SOSRI, SRA1, SRA2, SRA3, SRIW1, SRIW2
+from sde.solvers.square_root import (
+    FullTruncationEuler,
+    HestonQuadraticExponential,
+    ImplicitSquareRoot,
+    QuadraticExponential,
+)
 from sde.solvers.weak import DRI1, PlatenWeak2
 
 __all__ = [
@@ -28,8 +34,11 @@ __all__ = [
     "EmbeddedSolver",
     "EulerHeun",
     "EulerMaruyama",
+    "FullTruncationEuler",
     "GeneralShARK",
+    "HestonQuadraticExponential",
     "Heun",
+    "ImplicitSquareRoot",
     "LogODE",
     "Midpoint",
     "Milstein",
@@ -38,6 +47,7 @@ __all__ = [
     "OneStep",
     "Orders",
     "PlatenWeak2",
+    "QuadraticExponential",
     "Ralston",
     "ReversibleHeun",
     "RungeKuttaMilstein",

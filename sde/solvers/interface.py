@@ -82,7 +82,7 @@ class OneStep:
     law: ClassVar[Law] = Law.NORMAL
     equation: ClassVar[type] = SDE
 
-    def start(self, sde: SDE, time: Tensor, state: Tensor) -> Tensor:
+    def start(self, sde: Equation, time: Tensor, state: Tensor) -> Tensor:
         """The state."""
         return state
 
