@@ -12,6 +12,7 @@ from sde.heuristics import solve_with_heuristics
 from sde.jump_diffusion import JumpDiffusion, solve_jumps
 from sde.langevin import Langevin
 from sde.noise import BrownianTree, NoiseStream, Purpose, WienerIncrements
+from sde.semilinear import Semilinear
 from sde.sensitivities import Estimator, gradient_of_expectation
 from sde.shapes import check_shapes
 from sde.solve import solve
@@ -41,6 +42,7 @@ __all__ = [
     "NoiseStructure",
     "Purpose",
     "Reversible",
+    "Semilinear",
     "Solver",
     "WienerIncrements",
     "check_shapes",

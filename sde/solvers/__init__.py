@@ -1,6 +1,7 @@
 """One-step methods, one file per family."""
 
 from sde.solvers.euler import EulerMaruyama, TamedEuler
+from sde.solvers.exponential import ExponentialEuler, ExponentialSRA1
 from sde.solvers.foster import GeneralShARK, ShARK, ShiftedEuler, SlowRK, SPaRK
 from sde.solvers.heun import EulerHeun, Heun, Midpoint, Ralston
 from sde.solvers.implicit import ThetaEuler
@@ -34,6 +35,8 @@ __all__ = [
     "EmbeddedSolver",
     "EulerHeun",
     "EulerMaruyama",
+    "ExponentialEuler",
+    "ExponentialSRA1",
     "FullTruncationEuler",
     "GeneralShARK",
     "HestonQuadraticExponential",
