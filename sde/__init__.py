@@ -17,6 +17,7 @@ from sde.sensitivities import Estimator, gradient_of_expectation
 from sde.shapes import check_shapes
 from sde.solve import solve
 from sde.solvers import EulerMaruyama, Heun, Solver
+from sde.split import Split
 from sde.square_root import CIR, Heston
 from sde.statistics import solve_statistics
 
@@ -44,6 +45,7 @@ __all__ = [
     "Reversible",
     "Semilinear",
     "Solver",
+    "Split",
     "WienerIncrements",
     "check_shapes",
     "check_structure",

@@ -223,7 +223,7 @@ class Heston:
             maturity: Time ``T`` to maturity, positive.
 
         Returns:
-            The price, to about 1e-9 of the spot.
+            The price, to about 1e-9 of the spot; to fewer digits for volatilities of the variance below 0.01.
 
         Raises:
             ValueError: If an argument is out of range.
@@ -244,7 +244,7 @@ class Heston:
         def integrand(u: float) -> float:
             return (cmath.exp(1j * u * moneyness) * characteristic(u - 0.5j)).real / (u * u + 0.25)
 
-        area = integrate.quad(integrand, 0, math.inf, epsabs=1e-12, epsrel=1e-11, limit=500)[0]
+        area = integrate.quad(integrand, 0, math.inf, epsabs=1e-10, epsrel=1e-10, limit=500)[0]
         return (forward - math.sqrt(forward * strike) / math.pi * area) / growth
 
     def _characteristic(self, variance: float, time: float) -> Callable[[complex], complex]:

@@ -11,6 +11,7 @@ from sde.solvers.log_ode import LogODE
 from sde.solvers.milstein import Milstein, MilsteinLevy, MilsteinStratonovich, RungeKuttaMilstein
 from sde.solvers.reversible import ReversibleHeun
 from sde.solvers.runge_kutta import SOSRA, SOSRI, SRA1, SRA2, SRA3, SRIW1, SRIW2
+from sde.solvers.splitting import LieTrotter, Strang
 from sde.solvers.square_root import (
     FullTruncationEuler,
     HestonQuadraticExponential,
@@ -42,6 +43,7 @@ __all__ = [
     "HestonQuadraticExponential",
     "Heun",
     "ImplicitSquareRoot",
+    "LieTrotter",
     "LogODE",
     "Midpoint",
     "Milstein",
@@ -60,6 +62,7 @@ __all__ = [
     "ShiftedEuler",
     "SlowRK",
     "Solver",
+    "Strang",
     "TamedEuler",
     "ThetaEuler",
     "check_pairing",
