@@ -100,9 +100,10 @@ def check_pairing(solver: Solver, sde: AnyEquation) -> None:
     """
     name = type(solver).__name__
     if not isinstance(sde, solver.equation):
+        remedy = " Use as_sde()." if solver.equation is SDE and hasattr(sde, "as_sde") else ""
         raise ValueError(
             f"`solver` must integrate a {type(sde).__name__} equation; got {name}, which integrates "
-            f"a {solver.equation.__name__}."
+            f"a {solver.equation.__name__}.{remedy}"
         )
     if sde.structure not in solver.orders:
         known = ", ".join(structure.value for structure in solver.orders)
