@@ -2,6 +2,15 @@
 
 from sde.noise.backends import Backend, backend
 from sde.noise.brownian import WienerIncrements
+from sde.noise.circulant import fbm_path, fgn, stationary_sequence
+from sde.noise.fractional import (
+    fbm_covariance,
+    fgn_autocovariance,
+    fou_autocovariance,
+    multifractional_covariance,
+    riemann_liouville_covariance,
+)
+from sde.noise.gaussian_path import Conditional, condition, gaussian_path, hosking
 from sde.noise.increments import (
     Areas,
     CoarseIncrements,
@@ -19,6 +28,7 @@ __all__ = [
     "Backend",
     "BrownianTree",
     "CoarseIncrements",
+    "Conditional",
     "CorrelatedIncrements",
     "GivenIncrements",
     "Increment",
@@ -28,4 +38,15 @@ __all__ = [
     "Purpose",
     "WienerIncrements",
     "backend",
+    "condition",
+    "fbm_covariance",
+    "fbm_path",
+    "fgn",
+    "fgn_autocovariance",
+    "fou_autocovariance",
+    "gaussian_path",
+    "hosking",
+    "multifractional_covariance",
+    "riemann_liouville_covariance",
+    "stationary_sequence",
 ]
