@@ -20,6 +20,7 @@ from sde.noise.increments import (
     Increments,
 )
 from sde.noise.levy_area import LevyLaw
+from sde.noise.markov_fbm import MarkovFBM
 from sde.noise.stream import NoiseStream, Purpose
 from sde.noise.tree import BrownianTree
 
@@ -34,6 +35,7 @@ __all__ = [
     "Increment",
     "Increments",
     "LevyLaw",
+    "MarkovFBM",
     "NoiseStream",
     "Purpose",
     "WienerIncrements",

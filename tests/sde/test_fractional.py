@@ -68,7 +68,7 @@ def test_circulant_samples_have_the_law_of_the_noise():
 
 @pytest.mark.parametrize(("hurst", "bias"), [(0.3, 0.02), (0.7, 0.02), (0.9, 0.2)])
 def test_float32_noise_has_unit_variance_and_its_lag_one_correlation(hurst, bias):
-    # The mean square over a path of H = 0.9 scatters by 0.2, so the variance of differences is tested as well.
+    # The mean square over a path of H = 0.9 scatters by 0.2; that of the differences does not.
     values = fgn(hurst, NoiseStream(3, 0, 200), 65536, dtype=torch.float32).double()
     assert_mean(values.square().mean(1), 1.0, bias=bias)
     expected = 2 ** (2 * hurst - 1) - 1
