@@ -139,7 +139,7 @@ def hosking(
         The next value of every sample, shape ``(n,)``.
 
     Raises:
-        ValueError: If the autocovariance is not positive definite.
+        ValueError: If the autocovariance is not a positive definite vector.
 
     Example:
         >>> from sde.noise.fractional import fgn_autocovariance
@@ -151,42 +151,43 @@ def hosking(
         Hosking (1984), Modeling persistence in hydrological time series using fractional differencing,
         section 3. doi:10.1029/WR020i012p01898
     """
+    check_shapes(autocovariance=(autocovariance, "lags"))
     stream = noise.fork("cholesky")
     past = torch.zeros(len(noise), len(autocovariance), dtype=dtype, device=device)
     for k, (weights, variance) in enumerate(durbin_levinson(autocovariance)):
         normal = stream.normals(1, purpose=Purpose.WIENER, first=k, dtype=dtype, device=device)[:, 0]
         # The newest value comes first in the weights.
-        past[:, k] = past[:, :k].flip(1) @ weights.to(past) + normal * variance**0.5
+        past[:, k] = past[:, :k].flip(1) @ weights.to(past) + normal * variance.to(past).sqrt()
         yield past[:, k].clone()
 
 
-def durbin_levinson(autocovariance: Tensor) -> Iterator[tuple[Tensor, float]]:
+def durbin_levinson(autocovariance: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Weights and variance of the best linear prediction of each value from all before it.
 
     Args:
-        autocovariance: At lags ``0 .. num - 1``, shape ``(num,)``.
+        autocovariance: At lags ``0 .. num - 1``, shape ``(..., num)``: one recursion for each row.
 
     Yields:
-        For value ``k``: weights of values ``k - 1, ..., 0``, shape ``(k,)``, and the variance of the error.
+        For value ``k``: weights of values ``k - 1, ..., 0``, shape ``(..., k)``, and the variance of the
+        error, shape ``(...)``.
 
     Raises:
-        ValueError: If the autocovariance is not positive definite.
+        ValueError: If an autocovariance is not positive definite.
 
     References:
         Brockwell & Davis (1991), Time Series: Theory and Methods, proposition 5.2.1.
     """
-    check_shapes(autocovariance=(autocovariance, "lags"))
     row = autocovariance.double().cpu()
-    weights, variance = row.new_zeros(0), float(row[0])
-    for k in range(len(row)):
+    weights, variance = row[..., :0], row[..., 0]
+    for k in range(row.shape[-1]):
         if k:
-            partial = float(row[k] - weights @ row[1:k].flip(0)) / variance
-            weights = torch.cat((weights - partial * weights.flip(0), row.new_full((1,), partial)))
-            variance *= (1 - partial) * (1 + partial)
-        if not variance > 0:
-            raise ValueError(
-                f"`autocovariance` must be positive definite; the error at lag {k} is {variance}."
-            )
+            # Lags k - 1, ..., 1 meet the weights of values k - 1, ..., 0 in reverse.
+            partial = (row[..., k] - (weights * row[..., 1:k].flip(-1)).sum(-1)) / variance
+            reflected = weights - partial[..., None] * weights.flip(-1)
+            weights = torch.cat((reflected, partial[..., None]), -1)
+            variance = variance * (1 - partial) * (1 + partial)
+        if not bool((variance > 0).all()):
+            raise ValueError(f"`autocovariance` must be positive definite; lag {k} is not.")
         yield weights, variance
 
 

@@ -1,9 +1,9 @@
 r"""Fractional Brownian motion as a finite-dimensional Markov process, with a certificate of its error.
 
 :class:`MarkovFBM` replaces :math:`B^H` by a weighted sum of ``K`` Ornstein--Uhlenbeck processes that share
-one Brownian motion (:mod:`sde.noise.markov_weights`). It costs ``O(K)`` a step whatever the length of the path,
-runs on irregular grids and for ever, is differentiable in ``H``, and lets ``H`` depend on time. What is given
-up is stated by :meth:`MarkovFBM.error`. The sampling itself is exact: the transitions are those of the joint
+one Brownian motion (:mod:`sde.noise.markov_weights`). It costs ``O(K)`` a step whatever the length, runs on
+irregular grids and for ever, is differentiable in ``H``, and lets ``H`` depend on time. What is given up is
+stated by :meth:`MarkovFBM.error`. The sampling itself is exact: the transitions are those of the joint
 Gaussian law (:mod:`sde.noise.ou_transition`), not an Euler scheme.
 """
 
