@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,6 +35,32 @@ class Diagnostic:
     logarithmic: bool = True
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Response:
+    """Mean and standard deviation of a slope as functions of the index.
+
+    Attributes:
+        index: Increasing indices, shape ``(m,)``.
+        mean: Of the slope, shape ``(m,)``.
+        deviation: Of the slope, shape ``(m,)``.
+    """
+
+    index: np.ndarray
+    mean: np.ndarray
+    deviation: np.ndarray
+
+    def invert(self, slope: Tensor, quantile: float) -> Tensor:
+        """The index under which a slope lies ``quantile`` standard deviations above its mean."""
+        reached = np.maximum.accumulate(self.mean + quantile * self.deviation)
+        index = np.interp(slope.numpy(), reached, self.index, left=0.0, right=1.0)
+        return torch.as_tensor(index)
+
+    def std_error(self, index: Tensor) -> Tensor:
+        """Standard error of the inverted slope, to first order."""
+        gradient = np.maximum(np.gradient(self.mean, self.index), 0.05)
+        return torch.as_tensor(np.interp(index.numpy(), self.index, self.deviation / gradient))
+
+
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class HurstEstimate:
     """An estimate of the Hurst index, with its standard error.
@@ -46,6 +73,7 @@ class HurstEstimate:
             take ``dt``), where the method gives it.
         method: Name of the estimator.
         diagnostic: For the figure.
+        response: How slopes depend on the index, where the method was calibrated: the intervals follow it.
     """
 
     H: Tensor
@@ -54,6 +82,7 @@ class HurstEstimate:
     scale: Tensor | None
     method: str
     diagnostic: Diagnostic
+    response: Response | None = None
 
     def __repr__(self) -> str:
         if self.H.dim():
@@ -61,20 +90,23 @@ class HurstEstimate:
         return f"HurstEstimate({self.method}: {float(self.H):.3f} +- {float(self.std_error):.3f})"
 
     def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
-        """Confidence interval for ``H``, by the normal law, cut to [0, 1].
+        """Confidence interval for ``H``, by the normal law of the estimate or of the calibrated slope.
 
         Args:
             level: Probability that the interval covers the true index, in (0, 1).
 
         Returns:
-            Lower and upper ends, each of shape ``(...)``.
+            Lower and upper ends in [0, 1], each of shape ``(...)``.
 
         Raises:
             ValueError: If ``level`` is out of range.
         """
         if not 0 < level < 1:
             raise ValueError(f"`level` must lie in (0, 1); got {level}.")
-        half = NormalDist().inv_cdf(0.5 + level / 2) * self.std_error
+        quantile = NormalDist().inv_cdf(0.5 + level / 2)
+        if self.response is not None:
+            return self.response.invert(self.raw, quantile), self.response.invert(self.raw, -quantile)
+        half = quantile * self.std_error
         return (self.H - half).clamp(0, 1), (self.H + half).clamp(0, 1)
 
     def plot(self, row: int | Sequence[int] = ()) -> "Figure":

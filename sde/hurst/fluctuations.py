@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde.hurst.estimate import Diagnostic, HurstEstimate, as_rows
+from sde.hurst.estimate import Diagnostic, HurstEstimate, Response, as_rows
 from sde.noise.circulant import fbm_path
 from sde.noise.stream import NoiseStream
 
@@ -167,25 +167,21 @@ def _calibrated(
 ) -> HurstEstimate:
     """The slopes, with bias removed and errors found on exact noise of the same length."""
     raw, seen = slopes(rows)
-    means, deviations = _response(slopes, rows.shape[-1] - 1, calibration)
-    curve = np.polynomial.Polynomial.fit(_NODES, means, _SMOOTH[0])
-    spread = np.polynomial.Polynomial.fit(_NODES, np.log(deviations), _SMOOTH[1])
-    # The mean slope increases with the index; interpolation inverts it.
-    increasing = np.maximum.accumulate(curve(_DENSE))
-    h = np.interp(raw.numpy(), increasing, _DENSE)
-    error = np.exp(spread(h)) / np.maximum(curve.deriv()(h), 0.05)
-    shape = path.shape[:-1]
+    response, shape = _response(slopes, rows.shape[-1] - 1, calibration), path.shape[:-1]
+    raw = raw.reshape(shape)
+    h = response.invert(raw, 0.0)
     diagnostic = Diagnostic(
         seen.abscissa, seen.seen.reshape(*shape, -1), seen.fitted.reshape(*shape, -1), seen.labels
     )
-    h, error = (torch.from_numpy(part).reshape(shape) for part in (h, error))
-    return HurstEstimate(h, error, raw.reshape(shape), None, method, diagnostic)
+    return HurstEstimate(h, response.std_error(h), raw, None, method, diagnostic, response)
 
 
-def _response(slopes: Slopes, steps: int, calibration: NoiseStream) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of the slopes of exact noise, at the nodes."""
+def _response(slopes: Slopes, steps: int, calibration: NoiseStream) -> Response:
+    """Mean and standard deviation of the slopes of exact noise, smoothed over the index."""
     drawn = [slopes(fbm_path(h, calibration, steps, dtype=torch.float64))[0] for h in _NODES]
-    return (
-        np.array([float(part.mean()) for part in drawn]),
-        np.array([float(part.std()) for part in drawn]),
-    )
+    means, spreads = (np.array([float(part) for part in parts]) for parts in zip(
+        *((slope.mean(), slope.std().log()) for slope in drawn), strict=True
+    ))  # fmt: skip
+    mean = np.polynomial.Polynomial.fit(_NODES, means, _SMOOTH[0])
+    spread = np.polynomial.Polynomial.fit(_NODES, spreads, _SMOOTH[1])
+    return Response(_DENSE, mean(_DENSE), np.exp(spread(_DENSE)))

@@ -103,8 +103,9 @@ def whittle(path: Tensor) -> HurstEstimate:
     frequencies = 2 * math.pi * torch.arange(1, num + 1, dtype=torch.float64) / count
     density = fgn_spectral_density(indices(), frequencies)
     level = periodogram @ (1 / density).mT / num
-    profile = Profile.of(-num * (level.log() + density.log().mean(-1)))
-    fitted = fgn_spectral_density(profile.H, frequencies)
+    # Whittle's likelihood is that of 2 m independent normals.
+    h, _ = Profile.of(2 * density.log().sum(-1), 2 * num * level, 2 * num).maximum()
+    fitted = fgn_spectral_density(h, frequencies)
     scale = (periodogram / fitted).mean(-1).sqrt()
     shape = path.shape[:-1]
     diagnostic = Diagnostic(
@@ -113,8 +114,7 @@ def whittle(path: Tensor) -> HurstEstimate:
         (scale[:, None] ** 2 * fitted).reshape(*shape, -1),
         ("angular frequency [1/step]", "periodogram"),
     )
-    h = profile.H.reshape(shape)
-    error = _whittle_error(profile.H, frequencies).reshape(shape)
+    h, error = h.reshape(shape), _whittle_error(h, frequencies).reshape(shape)
     return HurstEstimate(h, error, h, scale.reshape(shape), "Whittle", diagnostic)
 
 
@@ -158,16 +158,15 @@ def maximum_likelihood(path: Tensor, *, dt: float = 1.0, scale: float | None = N
     increments = as_rows(path, 8).diff(dim=-1)
     count = increments.shape[-1]
     squares, log_det = _innovations(increments)
-    if scale is None:
-        values = -0.5 * (log_det + count * (squares / count).log())
-    else:
-        variance = scale**2 * dt ** (2 * indices())
-        values = -0.5 * (log_det + count * variance.log() + squares / variance)
-    profile = Profile.of(values)
+    variance = torch.ones(()) if scale is None else scale**2 * dt ** (2 * indices())
+    profile = Profile.of(
+        log_det + count * variance.log(), squares / variance, count if scale is None else None
+    )
+    h, error = profile.maximum()
     shape, grid = path.shape[:-1], torch.linspace(0.02, 0.98, 97, dtype=torch.float64)
     seen = profile.log_likelihood(grid)
     top = seen.amax(-1, keepdim=True)
-    parabola = -0.5 * ((grid - profile.H[:, None]) / profile.std_error[:, None]) ** 2
+    parabola = -0.5 * ((grid - h[:, None]) / error[:, None]) ** 2
     diagnostic = Diagnostic(
         grid,
         (seen - top).exp().reshape(*shape, -1),
@@ -175,10 +174,10 @@ def maximum_likelihood(path: Tensor, *, dt: float = 1.0, scale: float | None = N
         ("Hurst index", "profile likelihood / maximum"),
         logarithmic=False,
     )
-    h, error = profile.H.reshape(shape), profile.std_error.reshape(shape)
-    found = torch.full_like(profile.H, 1.0 if scale is None else scale)
+    found = torch.full_like(h, 1.0 if scale is None else scale)
     if scale is None:
-        found = _scale_at(profile.H, increments) / dt**profile.H
+        found = _scale_at(h, increments) / dt**h
+    h, error = h.reshape(shape), error.reshape(shape)
     return HurstEstimate(h, error, h, found.reshape(shape), "maximum likelihood", diagnostic)
 
 

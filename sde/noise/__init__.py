@@ -2,7 +2,7 @@
 
 from sde.noise.backends import Backend, backend
 from sde.noise.brownian import WienerIncrements
-from sde.noise.circulant import fbm_path, fgn, stationary_sequence
+from sde.noise.circulant import StationarySampler, fbm_path, fgn, fgn_sampler
 from sde.noise.fractional import (
     fbm_covariance,
     fgn_autocovariance,
@@ -38,6 +38,7 @@ __all__ = [
     "MarkovFBM",
     "NoiseStream",
     "Purpose",
+    "StationarySampler",
     "WienerIncrements",
     "backend",
     "condition",
@@ -45,10 +46,10 @@ __all__ = [
     "fbm_path",
     "fgn",
     "fgn_autocovariance",
+    "fgn_sampler",
     "fou_autocovariance",
     "gaussian_path",
     "hosking",
     "multifractional_covariance",
     "riemann_liouville_covariance",
-    "stationary_sequence",
 ]

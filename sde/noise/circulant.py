@@ -15,7 +15,7 @@ References:
     Craigmile (2003), theorem 1 (the eigenvalues for fGn). doi:10.1111/1467-9892.00318
 """
 
-from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from sde.noise.fractional import check_hurst, fgn_autocovariance
 from sde.noise.stream import NoiseStream, Purpose
 from sde.shapes import check_shapes
 
-__all__ = ["circulant_spectrum", "fbm_path", "fgn", "stationary_sequence"]
+__all__ = ["StationarySampler", "circulant_spectrum", "fbm_path", "fgn", "fgn_sampler"]
 
 _CHUNK_BYTES = 1 << 26  # normals held at once: 64 MiB
 
@@ -71,9 +71,21 @@ def fgn(
     References:
         Davies & Harte (1987), appendix. doi:10.1093/biomet/74.1.95
     """
+    sampler = fgn_sampler(hurst, num_steps, dt=dt)
+    return sampler.draw(noise, channels=channels, dtype=dtype, device=device)
+
+
+def fgn_sampler(hurst: float | Tensor, num_steps: int, *, dt: float = 1.0) -> "StationarySampler":
+    """The sampler behind :func:`fgn`, for drawing many times from one spectrum; arguments as there.
+
+    Example:
+        >>> sampler = fgn_sampler(0.7, 100)
+        >>> noise = NoiseStream(seed=0, start=0, stop=4)
+        >>> torch.equal(sampler.draw(noise), fgn(0.7, noise, 100))
+        True
+    """
     _check_steps(num_steps, dt)
-    row = fgn_autocovariance(hurst, num_steps + 1) * dt ** (2 * check_hurst(hurst))
-    return stationary_sequence(row, noise, channels=channels, dtype=dtype, device=device)
+    return StationarySampler(fgn_autocovariance(hurst, num_steps + 1) * dt ** (2 * check_hurst(hurst)))
 
 
 def fbm_path(
@@ -101,48 +113,66 @@ def fbm_path(
     return torch.cat((torch.zeros_like(increments[:, :1]), increments.cumsum(1)), 1)
 
 
-def stationary_sequence(
-    autocovariance: Tensor,
-    noise: NoiseStream,
-    *,
-    channels: int | None = None,
-    dtype: torch.dtype | None = None,
-    device: torch.device | str = "cpu",
-) -> Tensor:
-    """Exact samples of a stationary Gaussian sequence of mean zero.
+@dataclass(frozen=True, slots=True, eq=False)
+class StationarySampler:
+    """Exact sampler of a stationary Gaussian sequence of mean zero; the spectrum is computed once.
 
     Args:
         autocovariance: At lags ``0 .. num``, shape ``(num + 1,)``, float64: one lag more than values.
-        noise: Source of the normals, forked with the tag ``"circulant"``.
-        channels: Number of independent sequences; ``None`` is one without a channel axis.
-        dtype: ``torch.float32`` or ``torch.float64``; ``None`` is torch's default dtype.
-        device: Where the sample is computed.
-
-    Returns:
-        Shape ``(n, num)`` or ``(n, num, channels)``.
 
     Raises:
         ValueError: If the circulant embedding has negative eigenvalues; more lags may help.
 
     Example:
         >>> decay = torch.exp(-torch.arange(9, dtype=torch.float64))
-        >>> stationary_sequence(decay, NoiseStream(seed=0, start=0, stop=5)).shape
+        >>> StationarySampler(decay).draw(NoiseStream(seed=0, start=0, stop=5)).shape
         torch.Size([5, 8])
     """
-    spectrum = circulant_spectrum(autocovariance).to(device)
-    stream, dtype = noise.fork("circulant"), torch.get_default_dtype() if dtype is None else dtype
-    num = len(autocovariance) - 1
-    # Re and Im of an inner frequency have half the weight each; the two ends are real.
-    weights = torch.sqrt(spectrum * num)
-    ends = torch.ones_like(weights)
-    ends[0] = ends[-1] = 2**0.5
-    weights = (weights * ends).to(dtype)
-    parts = [
-        _transform(weights, part, channels, dtype, device) for part in _parts(stream, num, channels, dtype)
-    ]
-    return (
-        torch.cat(parts) if parts else weights.new_zeros((0, num, *(() if channels is None else (channels,))))
-    )
+
+    autocovariance: Tensor
+    weights: Tensor = field(init=False)  #: of the normals of each frequency, float64, ``(num + 1,)``
+
+    def __post_init__(self) -> None:
+        spectrum = circulant_spectrum(self.autocovariance)
+        # Re and Im of an inner frequency have half the weight each; the two ends are real.
+        ends = torch.ones_like(spectrum)
+        ends[0] = ends[-1] = 2**0.5
+        object.__setattr__(self, "weights", torch.sqrt(spectrum * (len(spectrum) - 1)) * ends)
+
+    @property
+    def num(self) -> int:
+        """Number of values in a sequence."""
+        return len(self.weights) - 1
+
+    def draw(
+        self,
+        noise: NoiseStream,
+        *,
+        channels: int | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str = "cpu",
+    ) -> Tensor:
+        """Samples, computed in parts that bound the memory beyond the result.
+
+        Args:
+            noise: Source of the normals, forked with the tag ``"circulant"``.
+            channels: Number of independent sequences; ``None`` is one without a channel axis.
+            dtype: ``torch.float32`` or ``torch.float64``; ``None`` is torch's default dtype.
+            device: Where the sample is computed.
+
+        Returns:
+            Shape ``(n, num)`` or ``(n, num, channels)``.
+        """
+        dtype = torch.get_default_dtype() if dtype is None else dtype
+        stream, weights = noise.fork("circulant"), self.weights.to(device, dtype)
+        at_once = max(1, _CHUNK_BYTES // (16 * (self.num + 1) * (channels or 1)))
+        values = torch.cat(
+            [
+                _transform(weights, stream[first : first + at_once], channels or 1)
+                for first in range(0, max(1, len(stream)), at_once)
+            ]
+        )
+        return values[:, 0] if channels is None else values.mT
 
 
 def circulant_spectrum(autocovariance: Tensor) -> Tensor:
@@ -176,28 +206,20 @@ def circulant_spectrum(autocovariance: Tensor) -> Tensor:
     return spectrum.clamp(min=0)
 
 
-def _parts(stream: NoiseStream, num: int, channels: int | None, dtype: torch.dtype) -> Iterator[NoiseStream]:
-    """Samples whose normals fit in a chunk."""
-    size = torch.empty((), dtype=dtype).element_size()
-    at_once = max(1, _CHUNK_BYTES // (2 * (num + 1) * (channels or 1) * size))
-    return (stream[first : first + at_once] for first in range(0, len(stream), at_once))
-
-
-def _transform(
-    weights: Tensor,
-    stream: NoiseStream,
-    channels: int | None,
-    dtype: torch.dtype,
-    device: torch.device | str,
-) -> Tensor:
-    """Samples of a part of the stream: normals, weighted, transformed, and the first half kept."""
+def _transform(weights: Tensor, stream: NoiseStream, channels: int) -> Tensor:
+    """Normals, weighted, transformed, and the first half kept; shape ``(n, channels, num)``."""
     num = len(weights) - 1
     normals = stream.normals(
-        2 * (num + 1), purpose=Purpose.WIENER, channels=channels or 1, dtype=dtype, device=device
+        2 * (num + 1),
+        purpose=Purpose.WIENER,
+        channels=channels,
+        dtype=weights.dtype,
+        device=weights.device,
     )
     normals = normals.mT.unflatten(-1, (num + 1, 2)).contiguous()
-    values = torch.fft.irfft(torch.view_as_complex(normals) * weights, n=2 * num)[..., :num]
-    return values[:, 0] if channels is None else values.mT
+    if not len(stream):  # which the FFT refuses
+        return normals.new_empty((0, channels, num))
+    return torch.fft.irfft(torch.view_as_complex(normals) * weights, n=2 * num)[..., :num]
 
 
 def _check_steps(num_steps: int, dt: float) -> None:

@@ -1,7 +1,7 @@
 r"""Paths of Markov approximations, a block of steps at a time.
 
 Over a block of ``m`` steps the values of the path are a linear map of the state ``(Z, D)`` at its start and
-of the normals of its steps, so that a block costs two matrix products instead of ``m`` small updates:
+of the normals of its steps, so that ``m`` small updates become two matrix products, for many blocks at once:
 
 .. math::
 
@@ -27,6 +27,13 @@ __all__ = ["MarkovSampler"]
 
 _BLOCK = 32  # steps joined in one product; a step then costs about 16 multiplications for each normal
 _CHUNK_BYTES = 1 << 26  # normals held at once: 64 MiB
+
+
+class _Factors(NamedTuple):
+    """Factors of the noise of a step."""
+
+    steps: Tensor  #: of the different lengths of steps, shape ``(u, K, r)``
+    which: Tensor  #: which step has which, shape ``(num_steps,)``
 
 
 class _Maps(NamedTuple):
@@ -62,12 +69,10 @@ class MarkovSampler:
 
     def run(self, noise: NoiseStream, channels: int | None, *, increments: bool) -> Tensor:
         """Values at ``edges[1:]``, or the increments up to them; ``(n, num_steps)``, channels last if any."""
-        factors, index = self._factors()
-        rows = max(1, channels or 1)
-        bytes_per_sample = 8 * rows * _BLOCK * (factors.shape[-1] + 1)
-        at_once = max(1, _CHUNK_BYTES // bytes_per_sample)
+        rows, factors = channels or 1, self._factors()
+        at_once = max(1, _CHUNK_BYTES // (8 * rows * _BLOCK * (factors.steps.shape[-1] + 1)))
         parts = [
-            torch.cat(list(self._blocks(noise[a : a + at_once], rows, factors, index, increments)), -1)
+            torch.cat(list(self._runs(noise[a : a + at_once], rows, factors, increments, _BLOCK)), -1)
             for a in range(0, max(1, len(noise)), at_once)
         ]
         values = torch.cat(parts)
@@ -75,32 +80,45 @@ class MarkovSampler:
 
     def stream(self, noise: NoiseStream) -> Iterator[Tensor]:
         """Values at ``edges[1:]``, one at a time, each ``(n,)``: the same to rounding."""
-        factors, index = self._factors()
-        for values in self._blocks(noise, 1, factors, index, False, block=1):
+        for values in self._runs(noise, 1, self._factors(), increments=False, block=1, longest=1):
             yield values[:, 0, 0]
 
-    def _blocks(
+    def _runs(
         self,
         noise: NoiseStream,
         channels: int,
-        factors: Tensor,
-        index: Tensor,
+        factors: _Factors,
         increments: bool,
-        block: int = _BLOCK,
+        block: int,
+        longest: int | None = None,
     ) -> Iterator[Tensor]:
-        """Values of consecutive blocks, each of shape ``(n, channels, m)``."""
-        stream, num_steps = noise.fork("markov-fbm"), len(self.edges) - 1
-        state, maps, shape = self._start(stream, channels), None, (-1, None, None)
-        for first in range(0, num_steps, block):
+        """Values of runs of blocks, each of shape ``(n, channels, steps)``."""
+        stream = noise.fork("markov-fbm")
+        state, rank = self._start(stream, channels), factors.steps.shape[-1]
+        fits = max(1, _CHUNK_BYTES // (8 * max(1, len(noise)) * channels * block * (rank + 1)))
+        for first, count, blocks in self._plan(factors, block, min(fits, longest or fits)):
+            maps = self._maps(factors, first, count, increments)
+            normals = self._normals(stream, channels, first, count * blocks, rank)
+            normals = normals.unflatten(-1, (blocks, count * rank))
+            pushes = (normals @ maps.normals_to_state.to(self.dtype)).double()
+            states = []
+            for push in pushes.unbind(-2):
+                states.append(state)
+                state = state @ maps.state_to_state + push
+            from_state = torch.stack(states, -2) @ maps.state_to_values
+            values = from_state.to(self.dtype) + normals @ maps.normals_to_values.to(self.dtype)
+            yield values.flatten(-2)
+
+    def _plan(self, factors: _Factors, block: int, longest: int) -> Iterator[tuple[int, int, int]]:
+        """First step, steps in a block, and blocks of each run: runs share one set of maps."""
+        num_steps = len(self.edges) - 1
+        equal = self.constant and len(factors.steps) == 1
+        first = 0
+        while first < num_steps:
             count = min(block, num_steps - first)
-            signature = (count, *self._signature(index, first, count))
-            if maps is None or signature != shape:
-                maps, shape = self._maps(factors, index, first, count, increments), signature
-            normals = self._normals(stream, channels, first, count, factors.shape[-1])
-            yield (state @ maps.state_to_values).to(self.dtype) + normals @ maps.normals_to_values.to(
-                self.dtype
-            )
-            state = state @ maps.state_to_state + (normals @ maps.normals_to_state.to(self.dtype)).double()
+            blocks = min(longest, (num_steps - first) // count) if equal else 1
+            yield first, count, blocks
+            first += count * blocks
 
     def _normals(self, stream: NoiseStream, channels: int, first: int, count: int, rank: int) -> Tensor:
         """Normals of the steps ``first .. first + count - 1``, shape ``(n, channels, count * rank)``."""
@@ -114,12 +132,6 @@ class MarkovSampler:
         )
         # Directions vary slowest among the channels: the rank of the grid then moves no address.
         return normals.unflatten(-1, (rank, channels)).movedim(-1, 1).flatten(2)
-
-    def _signature(self, index: Tensor, first: int, count: int) -> tuple[int | None, int | None]:
-        """What blocks with the same maps share: one length of step where weights are constant."""
-        steps = index[first : first + count]
-        same = self.constant and bool((steps == steps[0]).all())
-        return (int(steps[0]), None) if same else (None, first)
 
     def _start(self, stream: NoiseStream, channels: int) -> Tensor:
         """State at time 0: ``Z = 0``, and slopes ``D`` from the stationary law; ``(n, channels, s)``."""
@@ -139,23 +151,23 @@ class MarkovSampler:
             state[..., num:] = normals.mT @ factor.mT
         return state
 
-    def _factors(self) -> tuple[Tensor, Tensor]:
-        """Noise factors ``(u, K, r)`` of the different lengths of steps, and which step has which."""
+    def _factors(self) -> _Factors:
+        """Noise factors of the different lengths of steps."""
         # Steps that differ by rounding of the instants share a factor.
         sizes = self.edges.diff()
         digits = torch.exp2(torch.log2(sizes).floor()) * 2.0**-36
         rounded = torch.round(sizes / digits) * digits
         different, index = torch.unique(rounded, return_inverse=True)
-        return low_rank_factors(noise_covariance(self.rates, different)), index
+        return _Factors(low_rank_factors(noise_covariance(self.rates, different)), index)
 
-    def _maps(self, factors: Tensor, index: Tensor, first: int, count: int, increments: bool) -> _Maps:
+    def _maps(self, factors: _Factors, first: int, count: int, increments: bool) -> _Maps:
         """The maps of the steps ``first .. first + count - 1``."""
         times = self.edges[first : first + count + 1]
         weights = self.weights_at(times)
         keep, lose = decays(self.rates, times - times[0])  # (m + 1, K) each
         after, _ = decays(self.rates, (times[1:, None] - times[1:]).clamp(min=0))  # (m, m, K): j, i
         causal = torch.ones(count, count, dtype=torch.float64).tril()
-        noise = factors[index[first : first + count]]  # (m, K, r)
+        noise = factors.steps[factors.which[first : first + count]]  # (m, K, r)
         from_noise = torch.einsum("jk,jik,ikr,ji->irj", weights[1:], after, noise, causal).flatten(0, 1)
         from_state = torch.cat((weights * keep, -weights * lose), 1) if self.stationary else weights * keep
         from_state = from_state.mT  # (s, m + 1)

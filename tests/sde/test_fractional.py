@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sde import NoiseStream
-from sde.noise.circulant import circulant_spectrum, fbm_path, fgn, stationary_sequence
+from sde.noise.circulant import StationarySampler, circulant_spectrum, fbm_path, fgn
 from sde.noise.fractional import (
     fbm_covariance,
     fgn_autocovariance,
@@ -201,7 +201,7 @@ def test_fractional_ornstein_uhlenbeck_covariance_solves_its_equation(hurst):
 def test_fractional_ornstein_uhlenbeck_is_sampled_exactly():
     lags = torch.arange(33, dtype=torch.float64) * 0.1
     row = fou_autocovariance(0.3, lags, rate=2.0)
-    samples = stationary_sequence(row, NoiseStream(0, 0, 30_000), dtype=torch.float64)
+    samples = StationarySampler(row).draw(NoiseStream(0, 0, 30_000), dtype=torch.float64)
     assert_mean(samples[:, [0]] * samples[:, [0, 1, 5, 31]], row[[0, 1, 5, 31]], bias=0.03)
 
 

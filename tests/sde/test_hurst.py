@@ -47,7 +47,7 @@ def test_estimates_scatter_about_the_index_as_their_standard_errors_say(estimato
 @pytest.mark.parametrize("hurst", [0.1, 0.3, 0.5, 0.7, 0.9])
 @pytest.mark.parametrize("estimator", ALL)
 def test_intervals_cover_the_index(estimator, hurst):
-    repetitions = 4000
+    repetitions = 2000
     drawn = paths(hurst, repetitions, steps=1024, seed=3)
     low, high = (
         torch.cat(ends)
@@ -131,12 +131,19 @@ def test_known_scale_makes_the_likelihood_sharper():
     assert float(((known.H - 0.3) / known.std_error).square().mean()) < 1 + QUANTILE * math.sqrt(2 / 20)
 
 
-def test_profile_finds_maximum_and_curvature_of_a_parabola():
+def test_profile_finds_maximum_and_curvature():
+    # A form 1000 exp(-20 H) with log-determinant 30 H: the maximum and its curvature are elementary.
     grid = indices()
-    centres = torch.tensor([0.2, 0.5, 0.85], dtype=torch.float64)[:, None]
-    profile = Profile.of(-0.5 * ((grid - centres) / 0.03) ** 2)
-    torch.testing.assert_close(profile.H, centres[:, 0], rtol=0, atol=1e-9)
-    torch.testing.assert_close(profile.std_error, torch.full((3,), 0.03).double(), rtol=1e-6, atol=0)
+    forms = (torch.tensor([10.0, 1e3, 1e5]).double()[:, None]) * torch.exp(-20 * grid)
+    h, error = Profile.of(30 * grid, forms).maximum()
+    expected = torch.tensor([10.0, 1e3, 1e5]).double().mul(20 / 30).log() / 20
+    torch.testing.assert_close(h, expected, rtol=0, atol=1e-9)
+    torch.testing.assert_close(error, torch.full((3,), 300**-0.5).double(), rtol=1e-6, atol=0)
+    # With the scale free, the parabola log(form) = 40 (H - centre)**2 + constant.
+    centres = torch.tensor([0.2, 0.85]).double()
+    h, error = Profile.of(0 * grid, torch.exp(40 * (grid - centres[:, None]) ** 2), 100).maximum()
+    torch.testing.assert_close(h, centres, rtol=0, atol=1e-9)
+    torch.testing.assert_close(error, torch.full((2,), 4000**-0.5).double(), rtol=1e-6, atol=0)
 
 
 def test_anis_lloyd_is_the_mean_rescaled_range_of_white_noise():
