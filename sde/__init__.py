@@ -1,5 +1,6 @@
 """Stochastic differential equations in PyTorch."""
 
+from sde import hurst
 from sde.adaptive import Control, solve_adaptive
 from sde.boundaries import Boundary, solve_absorbed, solve_reflected
 from sde.calculus import check_structure, to_ito, to_stratonovich
@@ -51,6 +52,7 @@ __all__ = [
     "check_structure",
     "first_passage",
     "gradient_of_expectation",
+    "hurst",
     "ode",
     "solve",
     "solve_absorbed",
