@@ -7,7 +7,7 @@ import torch
 from scipy import linalg
 from torch import Tensor
 
-from sde import SDE, Backprop, Checkpointed, NoiseStream, NoiseStructure, Semilinear, solve
+from sde import SDE, Backprop, Checkpointed, NoiseStream, NoiseStructure, Semilinear, ode, solve
 from sde.noise import BrownianTree, GivenIncrements, WienerIncrements
 from sde.solvers import SRIW1, EulerMaruyama, ExponentialEuler, ExponentialSRA1, Solver, SPaRK
 from tests.statistics import assert_mean
@@ -100,13 +100,10 @@ def test_euler_has_strong_order_one_half_with_multiplicative_noise() -> None:
 
 
 @pytest.mark.parametrize("solver", _SCHEMES)
-def test_linear_decay_without_noise_is_exact(solver: Solver) -> None:
-    linear, rest = (
-        LINEAR_PARTS["full"],
-        SDE(lambda t, x: 0 * x + 0.3, lambda t, x: 0 * x, NoiseStructure.ADDITIVE),
-    )
+def test_linear_ordinary_equations_are_exact_for_any_step(solver: Solver) -> None:
+    linear, rest = LINEAR_PARTS["full"], ode(lambda t, x: 0 * x + 0.3)
     start = torch.tensor([[1.0, -2.0]], dtype=torch.float64)
-    end = solve(Semilinear(linear, rest), start, 5 * _UNIT, NoiseStream(0, 0, 1), solver=solver)[:, -1]
+    end = solve(Semilinear(linear, rest), start, 5 * _UNIT, None, solver=solver)[:, -1]
     decay = torch.linalg.matrix_exp(-5 * linear)
     fixed = torch.linalg.solve(linear, torch.full((2,), 0.3, dtype=torch.float64))
     torch.testing.assert_close(end[0], fixed + decay @ (start[0] - fixed), rtol=1e-12, atol=1e-13)
