@@ -117,8 +117,9 @@ class ExponentialSRA1(_ExponentialScheme):
             + \tfrac43 h\,\varphi_2\,f(t_k + \tfrac34 h, U) + \xi
 
     with the functions of :math:`-A h` where nothing is said, and :math:`\xi` the noise of the step of
-    :mod:`sde.solvers.exponential`, a diffusion that changes with time taken linear in the step. Two
-    evaluations of drift and of diffusion; strong order 2 where ``f`` is linear.
+    :mod:`sde.solvers.exponential`, a diffusion that changes with time taken linear in the step; in the stage
+    it is that of the end. Two evaluations of drift and of diffusion; strong order 2 where ``f`` is linear.
+    For :math:`A = 0` it is SRA1.
     """
 
     areas: ClassVar[Areas] = Areas.SPACE_TIME
@@ -134,9 +135,8 @@ class ExponentialSRA1(_ExponentialScheme):
         assert area is not None  # the scheme asks for it
         before, after = rest.diffusion(time, state), rest.diffusion(time + dt, state)
         first = rest.drift(time, state)
-        stage = apply(part, state) + apply(
-            push, 0.75 * dt * first + 1.5 * rest.product(before, 0.5 * wiener + area)
-        )
+        shift = 0.75 * dt * first + 1.5 * rest.product(after, 0.5 * wiener + area)
+        stage = apply(part, state) + apply(push, shift)
         second = rest.drift(time + 0.75 * dt, stage)
         noise = rest.product(before, 0.5 * wiener + area) + rest.product(after, 0.5 * wiener - area)
         moved = apply(decay, state) + apply(early, first) + apply(late, second)
