@@ -1,0 +1,19 @@
+"""Inference with fractional noise: exact evidence, exact posteriors, controls and their bounds."""
+
+from inference.fractional.chain import GaussianChain, Observations, fractional_chain, linear_transition
+from inference.fractional.control import HeldControl, held_control
+from inference.fractional.evidence import filtered, log_evidence
+from inference.fractional.guide import GuidedPaths, GuidedPosterior
+
+__all__ = [
+    "GaussianChain",
+    "GuidedPaths",
+    "GuidedPosterior",
+    "HeldControl",
+    "Observations",
+    "filtered",
+    "fractional_chain",
+    "held_control",
+    "linear_transition",
+    "log_evidence",
+]

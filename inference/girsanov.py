@@ -1,0 +1,210 @@
+r"""Path measures of two equations with the same diffusion: divergence and weights, by Girsanov's theorem.
+
+For :math:`\mathrm dX = f_q\,\mathrm dt + g\,\mathrm dW` under Q and the drift :math:`f_p` under P, with a
+control :math:`u` that solves :math:`g u = f_q - f_p`,
+
+.. math::
+
+    \mathrm{KL}(Q \,\|\, P) = \mathbb E_Q \tfrac12 \int |u|^2\,\mathrm dt, \qquad
+    \log \frac{\mathrm dP}{\mathrm dQ} = -\int u \cdot \mathrm dW - \tfrac12 \int |u|^2\,\mathrm dt .
+
+Where no such control exists, because the drifts differ in a direction that the noise does not reach, the
+divergence is infinite, and that is what is returned.
+
+References:
+    Oksendal (2003), theorem 8.6.6. doi:10.1007/978-3-642-14394-6
+    Archambeau, Opper, Shen, Cornford & Shawe-Taylor (2007), Variational inference for diffusion processes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from sde import SDE, Calculus, NoiseStructure, solve
+from sde.gradients import Checkpointed, Gradient
+from sde.noise import Areas, Increment
+from sde.noise.increments import Law
+from sde.solve import Noise
+from sde.solvers import EulerMaruyama, Solver
+from sde.solvers.interface import Carry, Orders
+
+__all__ = ["PathMeasure", "control", "solve_measure"]
+
+_OUT_OF_RANGE = 1e-4  # relative size of a drift difference that noise does not reach: far above rounding
+_DEFAULT_SOLVER, _DEFAULT_GRADIENT = EulerMaruyama(), Checkpointed()
+
+
+class PathMeasure(NamedTuple):
+    """Paths of the posterior equation and how they weigh under the prior, up to every instant."""
+
+    paths: Tensor  #: states, shape ``(n, T, *shape)``
+    divergence: Tensor  #: :math:`\\tfrac12 \\int |u|^2 dt`, shape ``(n, T)``
+    martingale: Tensor  #: :math:`\\int u \\cdot dW`, shape ``(n, T)``
+
+    @property
+    def log_ratio(self) -> Tensor:
+        """Logarithm of prior over posterior of each path, shape ``(n, T)``."""
+        return -self.divergence - self.martingale
+
+
+def control(prior: SDE, posterior: SDE, time: Tensor, state: Tensor) -> Tensor:
+    """The control ``u`` with ``g u`` the posterior drift less the prior drift.
+
+    Args:
+        prior: Equation whose drift is subtracted.
+        posterior: Equation with the same diffusion, whose diffusion is evaluated.
+        time: 0-d.
+        state: Shape ``(n, *shape)``.
+
+    Returns:
+        Shape ``(n, channels)``; infinite in rows where there is none.
+
+    Example:
+        >>> walk = SDE(lambda t, x: 0 * x, lambda t, x: 2 * torch.ones_like(x))
+        >>> pulled = SDE(lambda t, x: -x, lambda t, x: 2 * torch.ones_like(x))
+        >>> control(walk, pulled, torch.zeros(()), torch.ones(1, 3))
+        tensor([[-0.5000, -0.5000, -0.5000]])
+    """
+    gap = (posterior.drift(time, state) - prior.drift(time, state)).flatten(1)
+    diffusion = posterior.diffusion(time, state)
+    if posterior.noise_dim is None and posterior.structure is not NoiseStructure.SCALAR:
+        return _divided(gap, diffusion.expand_as(state).flatten(1))
+    matrix = diffusion.unsqueeze(-1) if posterior.noise_dim is None else diffusion
+    matrix = matrix.expand(len(state), *matrix.shape[1:]).flatten(1, -2)
+    return _solved(gap, matrix)
+
+
+def _divided(gap: Tensor, diffusion: Tensor) -> Tensor:
+    """The control of noise that reaches every component by itself."""
+    still = diffusion == 0
+    value = gap / torch.where(still, 1.0, diffusion)
+    return torch.where(still, torch.where(gap == 0, 0.0, torch.inf), value)
+
+
+def _solved(gap: Tensor, matrix: Tensor) -> Tensor:
+    """The smallest control of noise through a matrix ``(n, d, m)``, infinite where there is none."""
+    inverse = torch.linalg.pinv(matrix)
+    value = (inverse @ gap.unsqueeze(-1)).squeeze(-1)
+    left = gap - (matrix @ value.unsqueeze(-1)).squeeze(-1)
+    outside = left.detach().abs().amax(1) > _OUT_OF_RANGE * gap.detach().abs().amax(1)
+    return torch.where(outside.unsqueeze(1), torch.inf, value)
+
+
+def solve_measure(
+    prior: SDE,
+    posterior: SDE,
+    initial: Tensor,
+    times: Tensor,
+    noise: Noise,
+    *,
+    solver: Solver = _DEFAULT_SOLVER,
+    substeps: int = 1,
+    max_step: float | None = None,
+    gradient: Gradient = _DEFAULT_GRADIENT,
+) -> PathMeasure:
+    r"""Integrate the posterior equation, and with it the divergence and the martingale of its paths.
+
+    Both integrals are left sums over the steps. With Euler--Maruyama that makes ``log_ratio`` the exact
+    logarithm of the ratio of the densities of the two Euler chains, so bounds from it are true bounds.
+
+    Args:
+        prior: Equation P.
+        posterior: Equation Q: the same calculus, structure and diffusion, another drift.
+        initial: State at ``times[0]``, shape ``(n, *shape)``.
+        times: Strictly increasing instants, shape ``(T,)``.
+        noise: As for :func:`sde.solve`.
+        solver: One-step method.
+        substeps: Steps between instants.
+        max_step: Instead of ``substeps``: the length that no step exceeds.
+        gradient: How the solve is differentiated, with a graph.
+
+    Returns:
+        Paths and integrals, differentiable.
+
+    Raises:
+        ValueError: If the equations differ in calculus or structure, or as :func:`sde.solve`.
+
+    Example:
+        >>> from sde import NoiseStream
+        >>> one = lambda t, x: torch.ones_like(x)
+        >>> prior, posterior = SDE(lambda t, x: 0 * x, one), SDE(lambda t, x: 0.5 + 0 * x, one)
+        >>> times, noise = torch.linspace(0, 1, 5), NoiseStream(0, 0, 10)
+        >>> solve_measure(prior, posterior, torch.zeros(10, 1), times, noise).divergence[0]
+        tensor([0.0000, 0.0312, 0.0625, 0.0938, 0.1250])
+    """
+    for name in ("calculus", "structure", "noise_dim"):
+        one, other = getattr(prior, name), getattr(posterior, name)
+        if one != other:
+            raise ValueError(f"`posterior` must have the {name} of `prior`, {one}; got {other}.")
+    if posterior.structure is NoiseStructure.NONE:
+        raise ValueError("`posterior` must have noise: without it two different drifts share no path.")
+    flat = solve(
+        posterior,
+        initial,
+        times,
+        noise,
+        solver=cast(Solver, _Weighing(solver, prior)),  # its attributes are the solver's, not its class's
+        substeps=substeps,
+        max_step=max_step,
+        gradient=gradient,
+        allow_diverged=True,
+    )
+    return PathMeasure(flat[:, :, :-2].unflatten(2, initial.shape[1:]), flat[:, :, -2], flat[:, :, -1])
+
+
+class _Carry(NamedTuple):
+    """What the solver carries, and the integrals so far."""
+
+    inner: Carry
+    divergence: Tensor
+    martingale: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class _Weighing:
+    """A solver that integrates the control along its paths and reads the integrals behind the state."""
+
+    inner: Solver
+    prior: SDE
+    equation: ClassVar[type] = SDE
+
+    @property
+    def calculus(self) -> Calculus:
+        return self.inner.calculus
+
+    @property
+    def orders(self) -> Mapping[NoiseStructure, Orders]:
+        return self.inner.orders
+
+    @property
+    def areas(self) -> Areas:
+        return self.inner.areas
+
+    @property
+    def law(self) -> Law:
+        return self.inner.law
+
+    def start(self, sde: SDE, time: Tensor, state: Tensor) -> _Carry:
+        """Nothing is integrated yet."""
+        none = state.new_zeros(len(state))
+        return _Carry(self.inner.start(sde, time, state), none, none)
+
+    def step(self, sde: SDE, time: Tensor, carry: _Carry, dt: Tensor, increment: Increment) -> _Carry:
+        """A step of the solver, and what it adds to the integrals."""
+        u = control(self.prior, sde, time, self.inner.read(carry.inner))
+        wiener = increment.wiener.flatten(1)
+        # Infinite controls must not meet a zero increment.
+        moved = torch.where(u.isinf(), 0.0, u * wiener)
+        return _Carry(
+            self.inner.step(sde, time, carry.inner, dt, increment),
+            carry.divergence + 0.5 * dt * u.square().sum(1),
+            carry.martingale + moved.sum(1),
+        )
+
+    def read(self, carry: _Carry) -> Tensor:
+        """State and integrals, shape ``(n, components + 2)``."""
+        sums = torch.stack((carry.divergence, carry.martingale), 1)
+        return torch.cat((self.inner.read(carry.inner).flatten(1), sums), 1)
