@@ -2,8 +2,8 @@ r"""The best control that is held over steps, and the evidence bound that it rea
 
 A control ``u`` moves the Wiener process, :math:`\mathrm dW \to \mathrm dW + u\,\mathrm dt`, at the cost
 :math:`\tfrac12 \int u^2\,\mathrm dt`. For a linear equation and Gaussian observations the best one that is
-held over each step, as a function of the state at its start, comes from a quadratic recursion, and its bound is a
-number: what a perfectly trained network on that grid would reach.
+held over each step, as a function of the state at its start, comes from a quadratic recursion. Its bound is
+what a perfectly trained network on that grid would reach.
 """
 
 import math

@@ -8,8 +8,8 @@ Backwards, the information :math:`(\Lambda, \eta)` that later observations hold 
     \eta_n = \Phi^{\mathsf T} G \eta, \qquad \Lambda_n = \Phi^{\mathsf T} G \Lambda \Phi,
 
 where an observation adds :math:`h h^{\mathsf T} / \sigma^2` and :math:`h o / \sigma^2`. Forwards, the noise
-of a step has the law :math:`\mathcal N(P L^{\mathsf T} (\eta - \Lambda \Phi z), P)`. No step is too large, and
-noise of low rank does no harm: the guide moves the noise, never the state.
+of a step has the law :math:`\mathcal N(P L^{\mathsf T} (\eta - \Lambda \Phi z), P)`. No step is too large,
+and noise of low rank does no harm: the guide moves the noise, never the state.
 
 References:
     Daems, Opper, Crevecoeur & Birdal (2025), Efficient training of neural SDEs using stochastic optimal
