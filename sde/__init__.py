@@ -1,5 +1,6 @@
 """Stochastic differential equations in PyTorch."""
 
+from sde.adapters import from_object
 from sde.adaptive import AdaptiveSolution, Control, solve_adaptive
 from sde.calculus import check_structure, to_ito, to_stratonovich
 from sde.ensemble import Ensemble
@@ -35,6 +36,7 @@ __all__ = [
     "check_shapes",
     "check_structure",
     "first_passage",
+    "from_object",
     "ode",
     "solve",
     "solve_adaptive",

@@ -6,6 +6,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from sde.calculus import to_stratonovich
 from sde.equation import SDE
@@ -29,10 +30,16 @@ class Adjoint:
     the forward pass. The result is the gradient of the exact solution up to both discretisations,
     not of the numbers that the forward pass returned. The state is restored at the instants that were saved.
 
+    Attributes:
+        allow_missing: Whether drift and diffusion may use tensors that the equation does not name among its
+            parameters; they get no gradient.
+
     References:
         Li, Wong, Chen & Duvenaud (2020), Scalable gradients for stochastic differential equations, section 3.
         arXiv:2001.01328
     """
+
+    allow_missing: bool = False
 
     def run(self, plan: Plan, initial: Tensor, report: Callable[[int], None]) -> Tensor:
         """States at the instants, shape ``(n, T, *shape)``.
@@ -42,7 +49,8 @@ class Adjoint:
         """
         if not isinstance(plan.sde, SDE):
             raise ValueError(f"`sde` must be an SDE for this gradient; got {type(plan.sde).__name__}.")
-        check_parameters(plan, initial, (plan.sde.drift, plan.sde.diffusion))
+        if not self.allow_missing:
+            check_parameters(plan, initial, (plan.sde.drift, plan.sde.diffusion))
         return _AdjointSolve.apply(plan, report, initial, *trainable(plan))  # type: ignore[return-value]
 
 
@@ -77,6 +85,7 @@ class _AdjointSolve(torch.autograd.Function):
         return paths
 
     @staticmethod
+    @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: _Context, cotangents: Tensor
     ) -> tuple[Tensor | None, ...]:

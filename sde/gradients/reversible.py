@@ -6,6 +6,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from sde.equation import SDE
 from sde.gradients.parameters import check_parameters, trainable
@@ -24,10 +25,16 @@ class Reversible:
     evaluation of drift and diffusion and one of their derivatives in a step. The gradient is that of
     :class:`Backprop` to rounding, with respect to the initial state and the parameters of the equation.
 
+    Attributes:
+        allow_missing: Whether drift and diffusion may use tensors that the equation does not name among its
+            parameters; they get no gradient.
+
     References:
         Kidger, Foster, Li & Lyons (2021), Efficient and accurate gradients for neural SDEs, algorithm 2.
         arXiv:2105.13493
     """
+
+    allow_missing: bool = False
 
     def run(self, plan: Plan, initial: Tensor, report: Callable[[int], None]) -> Tensor:
         """States at the instants, shape ``(n, T, *shape)``.
@@ -40,7 +47,8 @@ class Reversible:
                 f"`solver` must be ReversibleHeun() for this gradient; got {type(plan.solver).__name__}."
             )
         assert isinstance(plan.sde, SDE)  # the solver integrates nothing else
-        check_parameters(plan, initial, (plan.sde.drift, plan.sde.diffusion))
+        if not self.allow_missing:
+            check_parameters(plan, initial, (plan.sde.drift, plan.sde.diffusion))
         return _ReversibleSolve.apply(plan, report, initial, *trainable(plan))  # type: ignore[return-value]
 
 
@@ -69,6 +77,7 @@ class _ReversibleSolve(torch.autograd.Function):
         return stack(initial, saved)
 
     @staticmethod
+    @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: _Context, cotangents: Tensor
     ) -> tuple[Tensor | None, ...]:
