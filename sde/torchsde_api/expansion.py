@@ -35,7 +35,7 @@ __all__ = ["CellPath"]
 
 _DEPTH = 30  # halvings: a part is then far below any step, and inside it the path is its conditional mean
 _ROUNDING = 1e-9  # of a cell: instants that are computed in another way than its ends are still its ends
-_NUMBERS_AT_ONCE = 1 << 20
+_NUMBERS_AT_ONCE = 1 << 18
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -124,18 +124,19 @@ class CellPath:
 
     def _expand(self, numbers: np.ndarray, within: np.ndarray, elements: int, like: Tensor) -> Tensor:
         """The expansion at positions in some cells."""
-        weights, parts = [_polynomials(within, self.length)], [self._ends(numbers)]
+        values = torch.from_numpy(_polynomials(within, self.length)).to(like.device) @ self._ends(numbers)
         part, place = self._descend(within)
         deep = part.shape[1]
-        if deep:
-            scales = 2.0 ** np.arange(deep)
-            nodes = (scales + part).astype(np.int64) + (numbers[:, None] << (_DEPTH + 1))
+        block = max(1, _NUMBERS_AT_ONCE // (2 * elements * len(numbers)))
+        for first in range(0, deep, block):  # what is held at once stays in the cache
+            level = np.arange(first, min(first + block, deep))
+            nodes = (2.0**level + part[:, level]).astype(np.int64) + (numbers[:, None] << (_DEPTH + 1))
             normals = self.noise.select_ids(torch.from_numpy(nodes).flatten()).normals(
                 2, purpose=Purpose.TREE, channels=elements, dtype=like.dtype, device=like.device
             )
-            weights.append(_halving(place, self.length / scales))
-            parts.append(normals.view(len(numbers), 2 * deep, elements).double())
-        return torch.from_numpy(np.concatenate(weights, -1)).to(like.device) @ torch.cat(parts, 1)
+            weights = torch.from_numpy(_halving(place[:, level], self.length / 2.0**level)).to(like.device)
+            values += weights @ normals.view(len(numbers), 2 * len(level), elements).double()
+        return values
 
     def _ends(self, numbers: np.ndarray) -> Tensor:
         """Increments and areas of cells, float64, ``(len(numbers), 2, elements)``."""

@@ -87,7 +87,8 @@ def sdeint(
         ...
         ...     def g(self, t, y):
         ...         return 0.1 * torch.ones_like(y)
-        >>> sdeint(Decay(), torch.ones(4, 2), [0.0, 0.5, 1.0], bm=BrownianInterval(size=(4, 2), entropy=1), dt=0.1, method="euler").shape
+        >>> bm = BrownianInterval(size=(4, 2), entropy=1)
+        >>> sdeint(Decay(), torch.ones(4, 2), [0.0, 0.5, 1.0], bm=bm, dt=0.1, method="euler").shape
         torch.Size([3, 4, 2])
     """
     warn_of_unused("sdeint", unused_kwargs)
