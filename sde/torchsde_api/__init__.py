@@ -3,8 +3,8 @@
 ``from sde import torchsde_api as torchsde`` runs code that is written for torchsde 0.2. Differences:
 
 - Levy areas have the variance of the true ones.
-- A Brownian motion of the same entropy is another path. It does not depend on the queries, whether or not
-  ``halfway_tree`` is set, but on ``dt`` where it is given, and it should be for large batches.
+- A Brownian motion of the same entropy is another path. The order of queries does not change it; what may is
+  the step, given as ``dt`` or taken from the first solve, unless ``halfway_tree`` is set.
 - Queries that miss the interval by rounding are clipped without a warning.
 - The adjoint equation is solved by Heun's scheme on the steps of the forward pass, whatever its method is,
   and its gradients have no derivatives.

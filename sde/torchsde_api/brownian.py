@@ -69,9 +69,9 @@ class BaseBrownian(ABC):
 class BrownianInterval(BaseBrownian):
     r"""A Brownian motion on ``[t0, t1]``; see :mod:`sde.torchsde_api.expansion`.
 
-    It depends on ``entropy``, ``size``, ``dtype`` and ``dt`` only: neither the order nor the instants of
-    queries change it. Instants that leave the interval by rounding are put on its ends; with a warning where
-    they leave it by more.
+    It depends on ``entropy``, ``dtype`` and ``dt`` only: neither the order nor the instants of queries change
+    it, nor does the number of rows. Instants that leave the interval by rounding are put on its ends; with a
+    warning where they leave it by more.
 
     Args:
         t0: Start.
@@ -80,12 +80,13 @@ class BrownianInterval(BaseBrownian):
         dtype: float32 or float64; torch's default if neither it nor ``W`` or ``H`` is given.
         device: Where the increments are computed.
         entropy: Seed; ``None`` draws one.
-        dt: Step of the solver, where it is known: queries between ``t0 + k dt`` and ``t0 + (k + 1) dt`` then
-            cost one draw in place of some sixty. Without effect where ``W`` or ``H`` is given.
+        dt: Step of the solver: a query between ``t0 + k dt`` and ``t0 + (k + 1) dt`` then costs one draw in
+            place of some sixty. If missing, the first solve by equal steps sets it, unless the motion was
+            asked before. Without effect where ``W`` or ``H`` is given.
         tol: Resolution in time; 0 resolves ``2**-30`` of ``dt``, or of the interval without it.
         pool_size: Kept for compatibility.
         cache_size: Kept for compatibility: nothing is stored.
-        halfway_tree: Kept for compatibility: the order of queries never matters.
+        halfway_tree: No solve sets ``dt``, so that nothing but ``entropy`` matters; ``tol`` must be positive.
         levy_area_approximation: ``"none"``, ``"space-time"``, ``"davie"`` or ``"foster"``. The Levy areas of
             the last two have the variance :math:`h^2/4` of the true ones; those of different intervals are
             independent given the increments.
@@ -128,7 +129,8 @@ class BrownianInterval(BaseBrownian):
         self.entropy = random_entropy() if entropy is None else int(entropy)
         channels = self._shape[-1] if len(self._shape) > 1 else 1
         self._noise = NoiseStream(self.entropy % 2**64, 0, prod(self._shape) // max(1, channels))
-        self._path = self._cells(channels, W, H)
+        self._ends, self._channels = (W, H), channels
+        self._path: CellPath | None = None  # made when it is first asked for
 
     def __call__(
         self, ta: Scalar, tb: Scalar | None = None, return_U: bool = False, return_A: bool = False
@@ -193,11 +195,18 @@ class BrownianInterval(BaseBrownian):
         Returns:
             Each ``(len(edges) - 1, *shape)``.
         """
+        if self._path is None:
+            self._path = self._cells(self._channels, *self._ends)
         times = [self._inside(edge) - self._start for edge in edges]
         like = torch.empty((), dtype=self._dtype, device=self._device)
         wiener, area = self._path.increments(times, like, areas=areas)
         shape = (len(edges) - 1, *self._shape)
         return wiener.view(shape), None if area is None else area.view(shape)
+
+    def expect(self, dt: float) -> None:
+        """Take the step of a solve, unless there is one, the motion was asked before, or none may matter."""
+        if self.dt is None and self._path is None and not self.halfway_tree:
+            self.dt = dt
 
     def _check(self) -> None:
         """Raise if an argument is wrong by itself."""

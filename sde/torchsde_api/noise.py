@@ -116,6 +116,8 @@ def increments_between(
     Returns:
         The increments.
     """
+    if isinstance(bm, BrownianInterval):
+        bm.expect(edges[1] - edges[0])
     if bm is not None:
         return QueriedIncrements(bm, tuple(edges), like.new_zeros(()))
     steps = torch.tensor(edges, dtype=torch.float64).diff()

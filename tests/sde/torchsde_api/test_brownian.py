@@ -13,7 +13,7 @@ from sde import torchsde_api as torchsde
 from sde.noise.increments import GivenIncrements
 from sde.torchsde_api.expansion import CellPath
 from sde.torchsde_api.settings import LEVY_AREA_APPROXIMATIONS
-from tests.sde.torchsde_api.models import F64, state
+from tests.sde.torchsde_api.models import BATCH, F64, STATE, Model, state
 from tests.statistics import assert_mean
 
 
@@ -84,6 +84,29 @@ def test_hint_of_the_step_makes_another_path_that_no_query_changes() -> None:
     before = wiener[2:38].cumsum(0) - wiener[2:38]
     torch.testing.assert_close(whole[1], (integral[2:38] + 0.025 * before).sum(0), rtol=1e-10, atol=1e-12)
     assert all(torch.equal(*pair) for pair in zip(bm(fine[2], fine[38], return_U=True), whole, strict=True))
+
+
+def test_first_solve_gives_the_step_where_that_may_matter() -> None:
+    model = Model("ito", "diagonal")
+
+    def motion(**options: object) -> torchsde.BrownianInterval:
+        return torchsde.BrownianInterval(size=(BATCH, STATE), dtype=F64, entropy=3, **options)
+
+    def solve(bm: torchsde.BrownianInterval) -> torchsde.BrownianInterval:
+        torchsde.sdeint(model, state(), [0.0, 1.0], bm=bm, dt=0.25, method="euler")
+        return bm
+
+    asked = motion()
+    before = asked(0.0, 0.3)
+    tree = {"halfway_tree": True, "tol": 1e-8}
+    for one, other in (
+        (solve(motion()), motion(dt=0.25)),
+        (solve(asked), motion()),
+        (solve(motion(**tree)), motion(**tree)),
+    ):
+        assert torch.equal(one(0.0, 0.3), other(0.0, 0.3))
+    assert torch.equal(asked(0.0, 0.3), before)
+    assert not torch.equal(solve(motion())(0.0, 0.3), before)
 
 
 def test_rows_do_not_depend_on_the_number_of_rows() -> None:
