@@ -1,19 +1,17 @@
-"""Solvers of stochastic differential equations: orders, areas, gradients, passage times, overhead."""
+"""Solvers of stochastic differential equations: every figure beside its bar."""
 
 import math
 import time
 from collections.abc import Callable, Iterator
-from statistics import NormalDist
 
 import torch
 from torch import Tensor
 
-from benchmarks import strong_order, weak_order
+from benchmarks import adaptive, gradients, processes, strong_order, weak_order
 from benchmarks.check import Figure, Section, at_most, main, reported, within
-from sde import SDE, Calculus, NoiseStream, NoiseStructure, first_passage, solve
-from sde.gradients import Adjoint, Backprop, Checkpointed, Gradient, Reversible
+from sde import SDE, NoiseStream, solve
 from sde.noise import Areas, CoarseIncrements, LevyLaw, WienerIncrements
-from sde.solvers import SRIW1, EulerMaruyama, Heun, ReversibleHeun, Solver
+from sde.solvers import SRIW1, EulerMaruyama
 
 __all__ = ["SECTIONS"]
 
@@ -48,58 +46,6 @@ def _areas(noise: NoiseStream, sizes: Tensor, law: LevyLaw) -> Tensor:
     levy = CoarseIncrements(drawn, len(sizes)).chunk(0, 1, Areas.LEVY).levy
     assert levy is not None  # asked for
     return levy[0, :, 0, 1]
-
-
-def gradients(smoke: bool) -> Iterator[Figure]:
-    """Gradients of one solve by all ways, relative to that of the whole graph."""
-    steps = 100 if smoke else 1000
-    theta = torch.tensor([0.7, 0.4], dtype=torch.float64, requires_grad=True)
-    sde = SDE(
-        lambda t, x: -theta[0] * x.sin(),
-        lambda t, x: theta[1] * x.cos(),
-        calculus=Calculus.STRATONOVICH,
-        parameters=(theta,),
-    )
-
-    def gradient(way: Gradient, solver: Solver) -> Tensor:
-        start = torch.ones(64, 2, dtype=torch.float64, requires_grad=True)
-        times = torch.linspace(0, 1, 3, dtype=torch.float64)
-        noise = NoiseStream(1, 0, 64)
-        paths = solve(sde, start, times, noise, solver=solver, substeps=steps // 2, gradient=way)
-        bars = torch.autograd.grad(paths.square().sum(), (theta, start))
-        return torch.cat([bar.flatten() for bar in bars])
-
-    exact = gradient(Backprop(), ReversibleHeun())
-    for way, limit in ((Checkpointed(), 1e-12), (Reversible(), 1e-10)):
-        error = float((gradient(way, ReversibleHeun()) - exact).norm() / exact.norm())
-        yield at_most(f"gradient, {type(way).__name__}: relative difference", error, limit, f"{steps} steps")
-    exact = gradient(Backprop(), Heun())
-    error = float((gradient(Adjoint(), Heun()) - exact).norm() / exact.norm())
-    yield at_most("gradient, Adjoint: relative difference", error, 2.0 / steps, f"{steps} steps")
-
-
-def passage(smoke: bool) -> Iterator[Figure]:
-    """First passage of Brownian motion with drift 1/2 over 1 before time 1."""
-    n = 100_000 if smoke else 4_000_000
-    walk = SDE(lambda t, x: 0.5 + 0 * x, lambda t, x: torch.ones_like(x), NoiseStructure.ADDITIVE)
-    normal = NormalDist().cdf
-    exact = normal(-0.5) + math.e * normal(-1.5)
-    times = torch.linspace(0, 1, 11, dtype=torch.float64)
-    slack = 0.006 if smoke else 0.001
-    for bridge in (True, False):
-        hits = 0.0
-        for at in range(0, n, 500_000):
-            noise = NoiseStream(2, at, min(at + 500_000, n))
-            start = torch.zeros(len(noise), 1, dtype=torch.float64)
-            hits += (
-                len(noise) * first_passage(walk, start, times, noise, level=1.0, bridge=bridge).probability
-            )
-        if bridge:
-            yield within("first passage, h = 0.1, with bridges", hits / n, exact - slack, exact + slack)
-        else:
-            yield reported(
-                "first passage, h = 0.1, looking at the ends alone", hits / n, f"exact {exact:.5f}"
-            )
 
 
 def overhead(smoke: bool) -> Iterator[Figure]:
@@ -150,8 +96,9 @@ SECTIONS: list[Section] = [
     *strong_order.SECTIONS,
     *weak_order.SECTIONS,
     levy_areas,
-    gradients,
-    passage,
+    *gradients.SECTIONS,
+    *processes.SECTIONS,
+    *adaptive.SECTIONS,
 ]
 
 if __name__ == "__main__":

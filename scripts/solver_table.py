@@ -2,12 +2,26 @@
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from sde import SDE, Calculus, Langevin, NoiseStream, NoiseStructure, solve, solvers
+from sde import (
+    CIR,
+    SDE,
+    Calculus,
+    Heston,
+    Langevin,
+    NoiseStream,
+    NoiseStructure,
+    Semilinear,
+    Split,
+    solve,
+    solvers,
+)
+from sde.equation import Equation
 from sde.noise import Areas
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -46,11 +60,11 @@ Written by `make solver-table` from the solvers themselves and from `benchmarks/
 - *measured*: slopes of the root mean square error on problems with that structure; a drift that is linear in
   the state ("additive") shows order 2 for schemes of order 3/2;
 - *cost*: evaluations of drift + diffusion in a step after the first, with two processes where the diffusion
-  is a matrix; for Langevin schemes, gradients;
+  is a matrix; gradients or flows where the equation has those;
 - *areas*: what a step needs of the path beside W;
 - torchsde 0.2.6 and diffrax 0.7 have the schemes that the last columns name.
 
-| solver | calculus | orders | measured | cost | areas | torchsde | diffrax |
+| solver | calculus or equation | orders | measured | cost | areas | torchsde | diffrax |
 |---|---|---|---|---|---|---|---|
 """
 
@@ -79,39 +93,60 @@ def measured(name: str, figures: list[dict]) -> str:
     return "; ".join(f"{f['name'].removeprefix(start)} {float(f['value']):.2f}" for f in found) or "-"
 
 
-def cost(kind: type) -> str:
-    """Evaluations of drift and diffusion, or of the gradient, in a second step."""
-    counts = {"drift": 0, "diffusion": 0}
+Count = Callable[[str, Tensor], Tensor]
 
-    def count(name: str, value: Tensor) -> Tensor:
-        counts[name] += 1
-        return value
 
-    def run(steps: int) -> tuple[int, int]:
-        counts.update(drift=0, diffusion=0)
-        times = torch.linspace(0, 1, steps + 1)
-        shape = (2, 2, 1) if kind.equation is Langevin else (2, 2)
-        solve(equation, torch.ones(shape), times, NoiseStream(0, 0, 2), solver=kind())
-        return counts["drift"], counts["diffusion"]
+def sample_equation(kind: type, count: Count) -> tuple[Equation, tuple[int, ...], tuple[str, ...]]:
+    """An equation for a solver, the shape of its states, and the names under which it counts evaluations."""
+    if kind.equation is Langevin:
+        return Langevin(lambda x: count("gradient", x)), (2, 2, 1), ("gradient",)
+    if kind.equation is Split:
+        split = Split((lambda t, x, h: count("flow", x),), lambda t, x, h, w: count("noise flow", x))
+        return split, (2, 2), ("flow", "noise flow")
+    if kind.equation is CIR:
+        return CIR(1.0, 1.0, 1.0), (2, 2), ()
+    if kind.equation is Heston:
+        return Heston(CIR(1.0, 1.0, 1.0), correlation=-0.5), (2, 2), ()
+    sde = _sample_sde(kind, count)
+    equation = Semilinear(torch.ones(2), sde) if kind.equation is Semilinear else sde
+    return equation, (2, 2), ("drift", "diffusion")
 
+
+def _sample_sde(kind: type, count: Count) -> SDE:
+    """A general equation with noise that the solver can integrate, diagonal if it can."""
     structure = next(s for s in kind.orders if s is not NoiseStructure.NONE)
     if NoiseStructure.DIAGONAL in kind.orders:
         structure = NoiseStructure.DIAGONAL
     matrix = structure in (NoiseStructure.GENERAL, NoiseStructure.COMMUTATIVE)
-    calculus = Calculus.ITO if structure is NoiseStructure.ADDITIVE else kind.calculus
-    if kind.equation is Langevin:
-        equation = Langevin(lambda x: count("drift", x))
-    else:
-        equation = SDE(
-            lambda t, x: count("drift", -x),
-            lambda t, x: count("diffusion", torch.stack((x, x), -1) if matrix else x.cos()),
-            structure,
-            calculus,
-            2 if matrix else None,
-        )
-    one, two = run(4), run(5)
-    drift, diffusion = two[0] - one[0], two[1] - one[1]
-    return f"{drift} gradient{'s' * (drift > 1)}" if kind.equation is Langevin else f"{drift} + {diffusion}"
+    return SDE(
+        lambda t, x: count("drift", -x),
+        lambda t, x: count("diffusion", torch.stack((x, x), -1) if matrix else x.cos()),
+        structure,
+        Calculus.ITO if structure is NoiseStructure.ADDITIVE else kind.calculus,
+        2 if matrix else None,
+    )
+
+
+def cost(kind: type) -> str:
+    """Evaluations of the functions of the equation in a second step; none where it has no functions."""
+    counts: dict[str, int] = {}
+
+    def count(name: str, value: Tensor) -> Tensor:
+        counts[name] = counts.get(name, 0) + 1
+        return value
+
+    equation, shape, names = sample_equation(kind, count)
+
+    def run(steps: int) -> list[int]:
+        counts.clear()
+        times = torch.linspace(0, 1, steps + 1)
+        solve(equation, torch.ones(shape), times, NoiseStream(0, 0, 2), solver=kind())
+        return [counts.get(name, 0) for name in names]
+
+    found = [two - one for one, two in zip(run(4), run(5), strict=True)]
+    if names in (("gradient",), ("flow", "noise flow")):
+        return " + ".join(f"{n} {name}{'s' * (n > 1)}" for n, name in zip(found, names, strict=True))
+    return " + ".join(map(str, found)) or "-"
 
 
 def table() -> str:
@@ -120,7 +155,7 @@ def table() -> str:
     figures = [figure for section in sections for figure in section["figures"]]
     rows = []
     for name, kind in every_solver().items():
-        calculus = "Langevin" if kind.equation is Langevin else kind.calculus.value
+        calculus = kind.calculus.value if kind.equation is SDE else kind.equation.__name__
         cells = [f"`{name}`", calculus, orders(kind), measured(name, figures), cost(kind)]
         cells += [AREAS.get(kind.areas, "-"), TORCHSDE.get(name, "-"), DIFFRAX.get(name, "-")]
         rows.append(f"| {' | '.join(cells)} |\n")

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from sde.equation import SDE
+from sde.heuristics import local_error, stiffness
+from sde.march import arranged
 from sde.noise.bridge import Piece, halve
 from sde.noise.increments import Areas, Increment
 from sde.noise.levy_area import LevyLaw, levy_area, num_pairs
@@ -90,12 +92,16 @@ class AdaptiveSolution:
         states: States at the instants, shape ``(n, T, *shape)``.
         accepted: Steps accepted on each path, shape ``(n,)``.
         rejected: Steps rejected on each path.
+        error: Accumulated error estimates of the accepted steps, shape ``(n,)``; see :mod:`sde.heuristics`.
+        stiffness: Accumulated stiffness estimates, likewise; ``None`` unless asked for.
         halted: Paths that reached the smallest cell or the limit of rounds; their later states are NaN.
     """
 
     states: Tensor
     accepted: Tensor
     rejected: Tensor
+    error: Tensor
+    stiffness: Tensor | None
     halted: Tensor
 
 
@@ -108,6 +114,7 @@ def solve_adaptive(
     solver: EmbeddedSolver,
     control: Control | None = None,
     max_rounds: int = 1_000_000,
+    estimate_stiffness: bool = False,
     progress: bool = False,
 ) -> AdaptiveSolution:
     r"""Integrate an SDE with steps that every path chooses for itself.
@@ -117,7 +124,8 @@ def solve_adaptive(
     converge for noise that does not commute, given a scheme that uses the space-time Levy area. Saved
     instants are ends of cells: ``times`` must cut the tree's interval into a power of two of equal parts.
 
-    Rows are independent: a path is the same bits in every batch on one machine.
+    Rows are independent: a path is the same bits in every batch on one machine. States and accumulated
+    estimates are differentiable; the choice of the steps is not differentiated.
 
     Args:
         sde: The equation.
@@ -127,6 +135,7 @@ def solve_adaptive(
         solver: A one-step method with an error estimate, such as :class:`sde.solvers.SPaRK`.
         control: Tolerances and control.
         max_rounds: Steps tried on a path, at most.
+        estimate_stiffness: Accumulate the stiffness too, for two more evaluations of the drift in a step.
         progress: Show a bar, of saved instants that the slowest path has passed.
 
     Returns:
@@ -156,6 +165,7 @@ def solve_adaptive(
     if len(tree.noise) != len(initial):
         raise ValueError(f"`tree` must hold {len(initial)} samples, one per state; got {len(tree.noise)}.")
     walk = _Walk(sde, initial, _instant_level(times, tree), tree, solver, control or Control())
+    walk.stiffness = initial.new_zeros(len(initial)) if estimate_stiffness else None
     rounds = 0
     with Progress(len(times) - 1, "adaptive solve", unit="instant", show=progress) as bar:
         while rounds < max_rounds:
@@ -220,6 +230,7 @@ class _Walk:
         self.done = torch.zeros(n, dtype=torch.bool, device=device)
         self.halted, self.shown = torch.zeros_like(self.done), 0
         self.accepted, self.rejected = torch.zeros_like(self.level), torch.zeros_like(self.level)
+        self.error, self.stiffness = initial.new_zeros(n), None
 
     def round(self) -> None:
         """Every path that is not done halves its cell once, or tries a step over it."""
@@ -259,16 +270,25 @@ class _Walk:
             sde, start.to(self.dtype).view(-1, *ones), self.carry, dt, self._increment(length)
         )
         new = self.solver.read(moved)
-        error = control.error(estimate, old, new).double()
+        error = control.error(estimate.detach(), old.detach(), new.detach()).double()
         good = trying & (error <= 1)
         bad = trying & ~good
         factor = control.factor(error, self.previous)
         factor = torch.where(bad, factor.clamp(max=0.5), factor)
         self.wish = torch.where(trying, length * factor, self.wish)
         self.previous = torch.where(good, error.clamp(min=1e-4), self.previous)
+        self._accumulate(good, (start + length).to(self.dtype), length.to(self.dtype), estimate, new)
         self.carry = _choose(good, moved, self.carry)
         self.accepted, self.rejected = self.accepted + good, self.rejected + bad
         self._leave(good, new)
+
+    def _accumulate(self, good: Tensor, end: Tensor, length: Tensor, estimate: Tensor, new: Tensor) -> None:
+        """Add the estimates of the accepted steps."""
+        self.error = torch.where(good, self.error + length * local_error(estimate), self.error)
+        if self.stiffness is not None:
+            end = end.view(-1, *(1,) * len(self.shape))
+            rate = stiffness(self.sde, end, self.solver.read(self.carry), new)
+            self.stiffness = torch.where(good, self.stiffness + length * rate, self.stiffness)
 
     def _leave(self, good: Tensor, new: Tensor) -> None:
         """Leave the cells that were accepted: save instants, and go on with the next cell."""
@@ -296,8 +316,7 @@ class _Walk:
         if Areas.LEVY in areas and self.channels > 1:
             normals = self._levy_normals()
             levy = levy_area(wiener, area, length.to(self.dtype).view(-1, 1), normals, LevyLaw.FOSTER)
-        parts = (self.sde.arrange(part, self.shape) for part in (wiener, area, curve))
-        return Increment(*parts, levy=levy)
+        return arranged(self.sde, Increment(wiener, area, curve, levy), self.shape)
 
     def _levy_normals(self) -> Tensor:
         """Normals of the Levy areas of the cells, by the cell's node."""
@@ -316,7 +335,8 @@ class _Walk:
 
     def solution(self) -> AdaptiveSolution:
         """States and statistics."""
-        return AdaptiveSolution(self.states, self.accepted, self.rejected, self.halted | ~self.done)
+        halted = self.halted | ~self.done
+        return AdaptiveSolution(self.states, self.accepted, self.rejected, self.error, self.stiffness, halted)
 
 
 def _choose(mask: Tensor, one: object, other: object) -> object:

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from sde.equation import SDE
+from sde.grid import make_grid
 from sde.noise.stream import NoiseStream
 from sde.shapes import check_shapes
-from sde.solve import solve, time_grid
+from sde.solve import solve
 from sde.solvers.euler import EulerMaruyama
 from sde.solvers.interface import Solver
 
@@ -69,7 +70,7 @@ class Ensemble:
             raise TypeError(f"`initial` must be a tensor or callable; got {type(self.initial).__name__}.")
         if not isinstance(self.input_dim, int) or self.input_dim < 0:
             raise ValueError(f"`input_dim` must be an integer of at least 0; got {self.input_dim}.")
-        time_grid(self.times, self.substeps)
+        make_grid(self.times, self.substeps)
 
     def __call__(self, inputs: Tensor, noise: NoiseStream) -> Tensor:
         """Outputs of ``n = len(noise)`` samples.

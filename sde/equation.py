@@ -4,10 +4,11 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from typing import Protocol
 
 from torch import Tensor, nn
 
-__all__ = ["SDE", "Calculus", "Coefficient", "NoiseStructure", "ode"]
+__all__ = ["SDE", "Calculus", "Coefficient", "Equation", "NoiseStructure", "ode"]
 
 Coefficient = Callable[[Tensor, Tensor], Tensor]
 """Drift or diffusion: time (0-d) and state ``(n, *shape)`` to a tensor. Parameters live in its closure."""
@@ -36,6 +37,37 @@ class NoiseStructure(Enum):
 
 
 _MATRIX = (NoiseStructure.COMMUTATIVE, NoiseStructure.GENERAL)
+
+
+class Equation(Protocol):
+    """What can be solved: an :class:`SDE`, or an equation of a special form with solvers of its own."""
+
+    @property
+    def structure(self) -> NoiseStructure:
+        """How the Wiener processes enter."""
+        ...
+
+    @property
+    def calculus(self) -> Calculus:
+        """In which calculus the equation is written."""
+        ...
+
+    @property
+    def parameters(self) -> tuple[Tensor, ...] | None:
+        """What gradients that do not keep the graph differentiate with respect to."""
+        ...
+
+    def channels(self, state_shape: tuple[int, ...], /) -> int:
+        """Number of Wiener processes for a state of this shape, without the axis of samples."""
+        ...
+
+    def arrange(self, increments: Tensor, state_shape: tuple[int, ...], /) -> Tensor:
+        """Increments ``(..., channels)`` in the shape that the solvers of this equation take."""
+        ...
+
+    def checked(self) -> "Equation":
+        """The same equation, with functions that check what they return, for a first step."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

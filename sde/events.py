@@ -1,6 +1,7 @@
 """First passage: when a path first crosses a level, between the steps too."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from sde.solve import make_plan
 from sde.solvers.euler import EulerMaruyama
 from sde.solvers.interface import Solver
 
-__all__ = ["FirstPassage", "first_passage"]
+__all__ = ["Crossing", "FirstPassage", "Level", "check_one_process", "first_passage", "step_variance"]
 
 _DEFAULT_SOLVER = EulerMaruyama()
 
@@ -46,6 +47,7 @@ def first_passage(
     bridge: bool = True,
     solver: Solver = _DEFAULT_SOLVER,
     substeps: int = 1,
+    max_step: float | None = None,
 ) -> FirstPassage:
     r"""First times at which a component of the state crosses a level, from either side.
 
@@ -66,6 +68,7 @@ def first_passage(
         bridge: Look between the ends of steps; ``False`` looks at the ends alone.
         solver: One-step method.
         substeps: Steps between instants.
+        max_step: Instead of ``substeps``: the length that no step exceeds.
 
     Returns:
         Times of passage and final states.
@@ -85,49 +88,78 @@ def first_passage(
         Michael, Schucany & Haas (1976), Generating random variates using transformations with multiple roots.
         doi:10.2307/2683801
     """
+    check_one_process(sde)
+    plan = make_plan(sde, initial, times, noise, solver, substeps, max_step)
+    barrier = Level(level, component, noise, bridge=bridge)
+    state, carry = initial, plan.start(initial)
+    passage = initial.new_full((len(initial),), torch.inf)
+    passage = torch.where(initial[:, component] == level, times[0].to(initial), passage)
+    for step in plan.march(carry, 0, plan.num_steps):
+        new = solver.read(step.carry)
+        crossing = barrier.look(sde, step, state, new)
+        first = crossing.crossed & passage.isinf()
+        passage = torch.where(first, step.time + step.dt * crossing.share, passage)
+        state = new
+    return FirstPassage(passage, torch.where(passage.isinf().unsqueeze(1), state, torch.nan))
+
+
+def check_one_process(sde: SDE) -> None:
+    """Raise unless every component has one Wiener process of its own.
+
+    Raises:
+        ValueError: If the noise has a matrix or there is none.
+    """
     if sde.noise_dim is not None or sde.structure is NoiseStructure.NONE:
         raise ValueError(
             f"`sde` must have noise of one process per component; got {sde.structure.value} noise."
         )
-    plan = make_plan(sde, initial, times, noise, solver, substeps)
-    watch = _Watch(sde, initial, noise, level, component, bridge=bridge)
-    carry = plan.start(initial)
-    for step in plan.march(carry, 0, plan.num_steps):
-        watch.update(step, solver.read(step.carry))
-    final = torch.where(watch.times.isinf().unsqueeze(1), watch.state, torch.nan)
-    return FirstPassage(watch.times, final)
 
 
-class _Watch:
-    """What is known of the crossings so far."""
+class Crossing(NamedTuple):
+    """Which samples crossed a level during a step, and when."""
 
-    def __init__(
-        self, sde: SDE, initial: Tensor, noise: NoiseStream, level: float, component: int, *, bridge: bool
-    ) -> None:
-        self.sde, self.noise, self.level, self.component, self.bridge = sde, noise, level, component, bridge
-        self.state = initial
-        crossed = initial[:, component] == level
-        self.times = initial.new_full((len(initial),), torch.inf).masked_fill(crossed, 0.0)
+    crossed: Tensor  #: bool, shape ``(n,)``
+    share: Tensor  #: of the step that had passed then, in [0, 1]
 
-    def update(self, step: Step, new: Tensor) -> None:
-        """Take a step into account."""
-        a, b = self.level - self.state[:, self.component], self.level - new[:, self.component]
-        crossed, share = a * b <= 0, step.dt.new_ones(())
-        if self.bridge:
-            diffusion = self.sde.diffusion(step.time, self.state).expand_as(self.state)
-            variance = diffusion[:, self.component].square() * step.dt
-            uniform, other = self.noise.uniforms(
-                2, purpose=Purpose.BRIDGE, first=4 * step.number, dtype=a.dtype, device=a.device
-            ).unbind(1)
-            crossed = crossed | (uniform < (-2 * a * b / variance).exp())
-            normal = self.noise.fork("bridge").normals(
-                1, purpose=Purpose.BRIDGE, first=step.number, dtype=a.dtype, device=a.device
-            )[:, 0]
-            s = _inverse_gaussian(a.abs() / b.abs(), a * a / variance, normal, other)
-            share = s / (1 + s)
-        first = crossed & self.times.isinf()
-        self.times = torch.where(first, step.time + step.dt * share, self.times)
-        self.state = new
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """A level that a component of the state may cross.
+
+    Attributes:
+        value: The level.
+        component: Of the state.
+        noise: Decides on the crossings between the ends of steps; two levels of one solve need two forks.
+        bridge: Look between the ends of steps.
+    """
+
+    value: float
+    component: int
+    noise: NoiseStream
+    bridge: bool = True
+
+    def look(self, sde: SDE, step: Step, old: Tensor, new: Tensor) -> Crossing:
+        """What happened between two states, each of shape ``(n, d)``."""
+        a, b = self.value - old[:, self.component], self.value - new[:, self.component]
+        crossed = a * b <= 0
+        if not self.bridge:
+            return Crossing(crossed, step.dt.new_ones(()))
+        variance = step_variance(sde, step, old, self.component)
+        uniform, other = self.noise.uniforms(
+            2, purpose=Purpose.BRIDGE, first=4 * step.number, dtype=a.dtype, device=a.device
+        ).unbind(1)
+        crossed = crossed | (uniform < (-2 * a * b / variance).exp())
+        normal = self.noise.fork("bridge").normals(
+            1, purpose=Purpose.BRIDGE, first=step.number, dtype=a.dtype, device=a.device
+        )[:, 0]
+        s = _inverse_gaussian(a.abs() / b.abs(), a * a / variance, normal, other)
+        return Crossing(crossed, s / (1 + s))
+
+
+def step_variance(sde: SDE, step: Step, state: Tensor, component: int) -> Tensor:
+    """Variance of a component's noise over a step from a state, shape ``(n,)``."""
+    diffusion = sde.diffusion(step.time, state).expand_as(state)
+    return diffusion[:, component].square() * step.dt
 
 
 def _inverse_gaussian(mean: Tensor, shape: Tensor, normal: Tensor, uniform: Tensor) -> Tensor:

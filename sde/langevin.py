@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -48,8 +47,8 @@ class Langevin:
     friction: float = 1.0
     inverse_mass: float = 1.0
     parameters: tuple[Tensor, ...] | None = field(default=None, compare=False, repr=False)
-    structure: ClassVar[NoiseStructure] = NoiseStructure.ADDITIVE
-    calculus: ClassVar[Calculus] = Calculus.ITO
+    structure: NoiseStructure = field(default=NoiseStructure.ADDITIVE, init=False, repr=False)
+    calculus: Calculus = field(default=Calculus.ITO, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not callable(self.gradient):

@@ -1,18 +1,18 @@
 """The steps of a solve: what every driver and every gradient goes through."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from sde.equation import SDE
-from sde.langevin import Langevin
+from sde.equation import Equation
+from sde.grid import Grid
 from sde.noise.increments import Areas, Increment, Increments
 from sde.solvers.interface import Carry, Solver
 
-__all__ = ["Plan", "Step", "stack", "tensors"]
+__all__ = ["Plan", "Step", "arranged", "stack", "tensors"]
 
 _CHUNK_ELEMENTS = 1 << 19  # numbers held at once: a few megabytes, one kernel call for each kind
 
@@ -35,18 +35,16 @@ class Plan:
         sde: The equation.
         solver: The scheme.
         increments: The noise.
-        times: Instants that are saved, shape ``(T,)``.
-        substeps: Steps between consecutive instants.
+        grid: The instants that are saved and the steps between them.
         starts: Start of every step, in the dtype of the state, shape ``(num_steps,)``.
         sizes: Length of every step, likewise.
         state_shape: Shape of the state of one sample.
     """
 
-    sde: SDE | Langevin
+    sde: Equation
     solver: Solver
     increments: Increments
-    times: Tensor
-    substeps: int
+    grid: Grid
     starts: Tensor
     sizes: Tensor
     state_shape: tuple[int, ...]
@@ -71,44 +69,63 @@ class Plan:
     def noise(self, first: int, count: int) -> Iterator[Increment]:
         """The increments of steps ``first .. first + count - 1``, arranged for the equation."""
         drawn = self.increments.chunk(first, count, self.solver.areas)
-        arrange, shape = self.sde.arrange, self.state_shape
-        wiener, area, curve, levy, signs = drawn
-        return Increment(
-            arrange(wiener, shape),
-            None if area is None else arrange(area, shape),
-            None if curve is None else arrange(curve, shape),
-            levy,
-            signs,
-        ).steps()
+        return arranged(self.sde, drawn, self.state_shape).steps()
 
-    def march(self, carry: Carry, first: int, count: int) -> Iterator[Step]:
-        """Take steps ``first .. first + count - 1`` from what is carried into the first of them."""
+    def march(
+        self, carry: Carry, first: int, count: int, amend: Callable[[Step, Carry], Carry] | None = None
+    ) -> Iterator[Step]:
+        """Take steps ``first .. first + count - 1`` from what is carried into the first of them.
+
+        Args:
+            carry: What is carried into the first step.
+            first: Its number.
+            count: How many steps are taken.
+            amend: What becomes of a step: the step and what was carried into it, to what is carried on.
+        """
         starts, sizes = self.starts.unbind(), self.sizes.unbind()
         step, sde = self.solver.step, self.sde.checked() if first == 0 else self.sde
         for begin in range(first, first + count, self.chunk):
             end = min(begin + self.chunk, first + count)
             for k, increment in enumerate(self.noise(begin, end - begin), begin):
-                carry = step(sde, starts[k], carry, sizes[k], increment)
-                sde = self.sde  # the first step has checked the shapes
-                yield Step(k, starts[k], sizes[k], increment, carry)
+                taken = Step(
+                    k, starts[k], sizes[k], increment, step(sde, starts[k], carry, sizes[k], increment)
+                )
+                if amend is not None:
+                    taken = taken._replace(carry=amend(taken, carry))
+                carry, sde = taken.carry, self.sde  # the first step has checked the shapes
+                yield taken
 
     def advance(self, carry: Carry, first: int, count: int) -> tuple[Carry, list[Tensor]]:
         """Take steps and keep the states at the instants among their ends."""
         saved = []
         for step in self.march(carry, first, count):
             carry = step.carry
-            if (step.number + 1) % self.substeps == 0:
+            if step.number + 1 in self.grid.saves:
                 saved.append(self.solver.read(carry))
         return carry, saved
 
-    def with_sde(self, sde: SDE | Langevin) -> "Plan":
+    def with_sde(self, sde: Equation) -> "Plan":
         """The same solve of another equation of the same structure."""
         return replace(self, sde=sde)
 
 
+def arranged(sde: Equation, increment: Increment, state_shape: tuple[int, ...]) -> Increment:
+    """An increment of channels in the shapes that the solvers of an equation take."""
+    wiener, area, curve, levy, signs = increment
+    return Increment(
+        sde.arrange(wiener, state_shape),
+        None if area is None else sde.arrange(area, state_shape),
+        None if curve is None else sde.arrange(curve, state_shape),
+        levy,
+        signs,
+    )
+
+
 def tensors(carry: Carry) -> list[Tensor]:
     """The tensors in what a solver carries."""
-    return [carry] if isinstance(carry, Tensor) else [part for part in carry if part is not None]
+    if carry is None or isinstance(carry, Tensor):
+        return [] if carry is None else [carry]
+    return [tensor for part in carry for tensor in tensors(part)]
 
 
 def stack(initial: Tensor, saved: list[Tensor]) -> Tensor:

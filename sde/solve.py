@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from sde.equation import SDE
+from sde.equation import Equation
 from sde.gradients.backprop import Checkpointed, Gradient
-from sde.langevin import Langevin
+from sde.grid import make_grid
 from sde.march import Plan
 from sde.noise.brownian import WienerIncrements
 from sde.noise.increments import GivenIncrements, Increments, Law
@@ -13,17 +13,13 @@ from sde.noise.stream import NoiseStream
 from sde.noise.tree import BrownianTree
 from sde.noise.weak import ThreePointIncrements
 from sde.progress import Progress
-from sde.shapes import check_shapes
 from sde.solvers.euler import EulerMaruyama
 from sde.solvers.interface import Solver, check_pairing
 
-__all__ = ["Equation", "Noise", "check_state", "make_plan", "solve", "time_grid"]
+__all__ = ["Equation", "Noise", "check_state", "make_plan", "solve"]
 
 Noise = NoiseStream | BrownianTree | Increments | None
 """What drives a solve: samples in grid mode or in tree mode, or the increments themselves."""
-
-Equation = SDE | Langevin
-"""What can be solved."""
 
 _DEFAULT_SOLVER, _DEFAULT_GRADIENT = EulerMaruyama(), Checkpointed()
 
@@ -36,6 +32,7 @@ def solve(
     *,
     solver: Solver = _DEFAULT_SOLVER,
     substeps: int = 1,
+    max_step: float | None = None,
     gradient: Gradient = _DEFAULT_GRADIENT,
     progress: bool = False,
     allow_diverged: bool = False,
@@ -50,7 +47,8 @@ def solve(
     flow by autograd.
 
     Args:
-        sde: Drift and diffusion, and the calculus they are written in; or :class:`sde.Langevin`.
+        sde: Drift and diffusion, and the calculus they are written in; or an equation with
+            solvers of its own, such as :class:`sde.Langevin`.
         initial: State at ``times[0]``, shape ``(n, *shape)`` with any shape, such as ``(n, d)``; float32 or
             float64; its dtype and device are the solve's.
         times: Strictly increasing instants, shape ``(T,)`` with ``T >= 2``, in the time unit of ``sde``.
@@ -59,6 +57,8 @@ def solve(
             the increments, one for each step. ``None`` for an ordinary differential equation.
         solver: One-step method; it must integrate ``sde.calculus`` and ``sde.structure``.
         substeps: Equal steps taken between consecutive ``times``; at least 1.
+        max_step: Instead of ``substeps``: the length that no step exceeds. Each interval between ``times`` is
+            cut into as few equal steps as that takes, so that what is saved does not say how to step.
         gradient: How the solve is differentiated.
         progress: Show a bar.
         allow_diverged: Return paths that left the range of floating-point numbers as infinities and NaN, and
@@ -74,6 +74,7 @@ def solve(
         RuntimeError: If a path diverged and ``allow_diverged`` is false.
 
     Example:
+        >>> from sde import SDE
         >>> ou = SDE(drift=lambda t, x: -x, diffusion=lambda t, x: torch.ones_like(x))
         >>> noise = NoiseStream(seed=0, start=0, stop=8)
         >>> solve(ou, torch.zeros(8, 2), torch.linspace(0, 1, 5), noise).shape
@@ -82,7 +83,7 @@ def solve(
     References:
         Kloeden & Platen (1992), section 10.2. doi:10.1007/978-3-662-12616-5
     """
-    plan = make_plan(sde, initial, times, noise, solver, substeps, check_values=not allow_diverged)
+    plan = make_plan(sde, initial, times, noise, solver, substeps, max_step, check_values=not allow_diverged)
     with Progress(plan.num_steps, "solve", unit="step", show=progress) as bar:
         paths = gradient.run(plan, initial.contiguous(), bar.update)
     if not allow_diverged:
@@ -97,59 +98,19 @@ def make_plan(
     noise: Noise,
     solver: Solver,
     substeps: int = 1,
+    max_step: float | None = None,
     *,
     check_values: bool = True,
 ) -> Plan:
     """Check the arguments of a solve and lay out its steps; arguments and errors are those of `solve`."""
     check_pairing(solver, sde)
     check_state(initial, values=check_values)
-    instants, sizes = time_grid(times, substeps)
-    shape = tuple(initial.shape[1:])
-    edges = torch.cat((instants, times[-1:].to(instants)))
+    grid = make_grid(times, substeps, max_step)
+    starts, sizes = grid.steps()
+    edges = torch.cat((starts, times[-1:].to(starts)))
     increments = _increments(sde, initial, noise, edges, sizes, solver.law)
-    return Plan(sde, solver, increments, times, substeps, instants.to(initial), sizes.to(initial), shape)
-
-
-def time_grid(times: Tensor, substeps: int) -> tuple[Tensor, Tensor]:
-    """Start and length of every step, float64, each of shape ``((T - 1) * substeps,)``.
-
-    Args:
-        times: Strictly increasing instants, shape ``(T,)`` with ``T >= 2``.
-        substeps: Equal steps between consecutive instants, at least 1.
-
-    Returns:
-        The instants at which steps start, and the steps.
-
-    Raises:
-        ValueError: If ``times`` is too short, not finite or not increasing, or ``substeps`` is below 1.
-        TypeError: If ``times`` is not floating point or ``substeps`` not an integer.
-
-    Example:
-        >>> time_grid(torch.tensor([0.0, 1.0, 3.0]), 2)[0].tolist()
-        [0.0, 0.5, 1.0, 2.0]
-    """
-    if isinstance(substeps, bool) or not isinstance(substeps, int):
-        raise TypeError(f"`substeps` must be an integer; got {type(substeps).__name__}.")
-    if substeps < 1:
-        raise ValueError(f"`substeps` must be at least 1; got {substeps}.")
-    if not isinstance(times, Tensor) or not times.is_floating_point():
-        given = times.dtype if isinstance(times, Tensor) else type(times).__name__
-        raise TypeError(f"`times` must be a floating-point tensor; got {given}.")
-    check_shapes(times=(times, "T"))
-    if len(times) < 2:
-        raise ValueError(f"`times` must hold at least 2 instants; got {len(times)}.")
-    values = times.tolist()
-    for j in range(1, len(values)):
-        if not values[j - 1] < values[j] < float("inf") or values[0] == -float("inf"):
-            raise ValueError(
-                f"`times` must increase strictly and be finite; "
-                f"got times[{j}] = {values[j]:g} after times[{j - 1}] = {values[j - 1]:g}."
-            )
-    times = times.double()
-    fractions = torch.arange(substeps, dtype=torch.float64, device=times.device) / substeps
-    spans = times.diff()
-    instants = times[:-1, None] + spans[:, None] * fractions
-    return instants.flatten(), (spans / substeps).repeat_interleave(substeps)
+    shape = tuple(initial.shape[1:])
+    return Plan(sde, solver, increments, grid, starts.to(initial), sizes.to(initial), shape)
 
 
 def _increments(

@@ -2,13 +2,6 @@
 
 import ctypes
 import functools
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,51 +10,19 @@ from torch import Tensor
 from fem_bridge.dynamics.batch import Batch
 from fem_bridge.dynamics.loads import SeparableLoad
 from fem_bridge.dynamics.system import ElasticSystem
-from sde.noise.cpp import cache_directory
+from sde.native import Library, compile_and_load
 
-__all__ = ["Library", "can_run", "load", "run"]
+__all__ = ["can_run", "load", "run"]
 
 _SOURCE = Path(__file__).with_name("central_difference.cpp")
-_FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fPIC", "-shared")
-_VARIANTS = (("-march=native", "-fopenmp"), ("-march=native",), ("-fopenmp",), ())  # best first
-_COMPILE_SECONDS = 120
+_FLAGS = ("-ffp-contract=off",)
 _VECTOR_BYTES = 32  # lanes of a block: as in the source
-
-
-@dataclass(frozen=True, slots=True)
-class Library:
-    """The outcome of loading the kernel.
-
-    Attributes:
-        handle: The loaded library, ``None`` where there is none.
-        reason: How it was compiled, or why it could not be.
-    """
-
-    handle: ctypes.CDLL | None
-    reason: str
 
 
 @functools.cache
 def load() -> Library:
-    """Compile the kernel if the cache lacks it, and load it; once in a process.
-
-    Returns:
-        The library, or the reason why there is none. Nothing is raised.
-    """
-    candidates = (os.environ.get("CXX"), "c++", "g++", "clang++")
-    compiler = next((found for name in candidates if name and (found := shutil.which(name))), None)
-    if compiler is None:
-        return Library(None, "no C++ compiler was found (looked for $CXX, c++, g++ and clang++)")
-    failures = []
-    for variant in _VARIANTS:
-        command = (compiler, *_FLAGS, *variant)
-        try:
-            handle = ctypes.CDLL(str(_compiled(command)))
-        except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-            failures.append(f"{' '.join(variant) or 'plain'}: {error}")
-        else:
-            return Library(handle, f"compiled by {' '.join(command)}")
-    return Library(None, "the C++ kernel did not compile; " + "; ".join(failures))
+    """The kernel, compiled if the cache lacks it; once in a process. Nothing is raised."""
+    return compile_and_load(_SOURCE, flags=_FLAGS)
 
 
 def can_run(batch: Batch) -> bool:
@@ -168,52 +129,3 @@ def _blocks(columns: Tensor, lanes: int) -> Tensor:
     """A copy of ``(rows, width)`` as ``(blocks, rows, lanes)``."""
     rows, width = columns.shape
     return columns.reshape(rows, width // lanes, lanes).permute(1, 0, 2).contiguous().clone()
-
-
-def _compiled(command: tuple[str, ...]) -> Path:
-    """The kernel compiled by ``command``: from the cache, or compiled into it."""
-    version = subprocess.run(
-        [command[0], "--version"], capture_output=True, check=True, timeout=_COMPILE_SECONDS
-    )
-    parts = (_SOURCE.read_bytes(), " ".join(command).encode(), version.stdout, _processor().encode())
-    digest = hashlib.blake2b(b"\0".join(parts), digest_size=16).hexdigest()
-    path = cache_directory() / f"central-difference-{digest}.so"
-    if path.exists():
-        return path
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _compile(command, path)
-    except PermissionError:  # a cache that cannot be written: compile for this process only
-        path = Path(tempfile.mkdtemp(prefix="sdeuq-")) / path.name
-        _compile(command, path)
-    return path
-
-
-def _compile(command: tuple[str, ...], path: Path) -> None:
-    """Compile to a temporary file beside ``path``, then move it into place in one step."""
-    descriptor, temporary = tempfile.mkstemp(suffix=".so", dir=path.parent)
-    os.close(descriptor)
-    try:
-        call = [*command, str(_SOURCE), "-o", temporary]
-        made = subprocess.run(call, capture_output=True, text=True, timeout=_COMPILE_SECONDS)
-        if made.returncode:
-            raise RuntimeError(
-                (made.stderr.strip().splitlines() or [f"{command[0]} returned {made.returncode}"])[0]
-            )
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-
-
-def _processor() -> str:
-    """What ``-march=native`` depends on."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return f"{platform.machine()} {platform.processor()}"
-    kept = {
-        line.split(":")[0].strip(): line
-        for line in lines
-        if line.startswith(("model name", "flags", "Features"))
-    }
-    return platform.machine() + " ".join(kept.values())

@@ -10,9 +10,9 @@ from torch.autograd.function import once_differentiable
 
 from sde.calculus import to_stratonovich
 from sde.equation import SDE
+from sde.gradients.instants import InstantBars
 from sde.gradients.parameters import check_parameters, trainable
-from sde.march import Plan, stack
-from sde.noise.increments import Increment
+from sde.march import Plan, Step, stack
 
 __all__ = ["Adjoint"]
 
@@ -51,7 +51,7 @@ class Adjoint:
             raise ValueError(f"`sde` must be an SDE for this gradient; got {type(plan.sde).__name__}.")
         if not self.allow_missing:
             check_parameters(plan, initial, (plan.sde.drift, plan.sde.diffusion))
-        return _AdjointSolve.apply(plan, report, initial, *trainable(plan))  # type: ignore[return-value]
+        return _AdjointSolve.apply(plan, report, initial, plan.grid.times, *trainable(plan))  # type: ignore[return-value]
 
 
 class _Context(Protocol):
@@ -70,7 +70,12 @@ class _AdjointSolve(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: _Context, plan: Plan, report: Callable[[int], None], initial: Tensor, *parameters: Tensor
+        ctx: _Context,
+        plan: Plan,
+        report: Callable[[int], None],
+        initial: Tensor,
+        times: Tensor,
+        *parameters: Tensor,
     ) -> Tensor:
         carry, saved = plan.start(initial), []
         for first in range(0, plan.num_steps, plan.chunk):
@@ -92,42 +97,46 @@ class _AdjointSolve(torch.autograd.Function):
         (paths,) = ctx.saved_tensors
         plan, parameters = ctx.plan, ctx.parameters
         adjoint, bars = torch.zeros_like(paths[:, 0]), [torch.zeros_like(p) for p in parameters]
-        state = paths[:, -1]
+        state, instants = paths[:, -1], InstantBars(plan)
         for first in reversed(range(0, plan.num_steps, plan.chunk)):
             noise = list(plan.noise(first, min(plan.chunk, plan.num_steps - first)))
             for k in reversed(range(len(noise))):
                 number = first + k
-                if (number + 1) % plan.substeps == 0:
-                    instant = (number + 1) // plan.substeps
+                if instant := plan.grid.saves.get(number + 1):
                     state, adjoint = paths[:, instant], adjoint + cotangents[:, instant]
-                ends = (plan.starts[number], plan.sizes[number], noise[k])
-                state, adjoint, changes = _step_back(ctx.sde, parameters, state, adjoint, *ends)
+                ends = Step(
+                    number, plan.starts[number].detach(), plan.sizes[number].detach(), noise[k], state
+                )
+                state, adjoint, changes = _step_back(ctx.sde, parameters, adjoint, ends, instants)
                 bars = [bar + change for bar, change in zip(bars, changes, strict=True)]
-        return None, None, adjoint + cotangents[:, 0], *bars
+        return None, None, adjoint + cotangents[:, 0], instants.of_times(), *bars
 
 
 def _step_back(
-    sde: SDE,
-    parameters: tuple[Tensor, ...],
-    state: Tensor,
-    adjoint: Tensor,
-    time: Tensor,
-    dt: Tensor,
-    increment: Increment,
+    sde: SDE, parameters: tuple[Tensor, ...], adjoint: Tensor, step: Step, instants: InstantBars
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """One step of Heun backwards, for state, adjoint and the cotangents of the parameters."""
+    """One step of Heun backwards, for state, adjoint and the cotangents of parameters and instants."""
+    number, time, dt, increment, state = step
 
-    def slopes(at: Tensor, x: Tensor, a: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+    def slopes(x: Tensor, a: Tensor, *, end: bool) -> tuple[Tensor, Tensor, list[Tensor]]:
         with torch.enable_grad():
-            x = x.detach().requires_grad_()
-            noise = sde.product(sde.diffusion(at, x), increment.wiener)
-            move = sde.drift(at, x) * dt + noise
-            grads = torch.autograd.grad((a * move).sum(), (x, *parameters), allow_unused=True)
-        inputs = (x, *parameters)
+            x, at = x.detach().requires_grad_(), instants.time(time + dt if end else time)
+            drift, noise = sde.drift(at, x), sde.product(sde.diffusion(at, x), increment.wiener)
+            move = drift * dt + noise
+            inputs = (x, *parameters, *((at,) if instants.wanted else ()))
+            constant = not move.requires_grad  # in the state, the instants and the parameters
+            grads = (
+                (None,) * len(inputs)
+                if constant
+                else torch.autograd.grad((a * move).sum(), inputs, allow_unused=True)
+            )
+        if instants.wanted:
+            instants.add_length(number, dt, 0.5 * a, drift.detach(), noise.detach())
+            instants.add_time(number, None if grads[-1] is None else 0.5 * grads[-1], end=end)
         bars = [torch.zeros_like(p) if g is None else g for g, p in zip(grads, inputs, strict=True)]
-        return move.detach(), bars[0], bars[1:]
+        return move.detach(), bars[0], bars[1 : 1 + len(parameters)]
 
-    move, pull, bars = slopes(time + dt, state, adjoint)
-    other_move, other_pull, other_bars = slopes(time, state - move, adjoint + pull)
+    move, pull, bars = slopes(state, adjoint, end=True)
+    other_move, other_pull, other_bars = slopes(state - move, adjoint + pull, end=False)
     mean = [0.5 * (one + other) for one, other in zip(bars, other_bars, strict=True)]
     return state - 0.5 * (move + other_move), adjoint + 0.5 * (pull + other_pull), mean

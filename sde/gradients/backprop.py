@@ -32,7 +32,8 @@ class Backprop:
 
     def run(self, plan: Plan, initial: Tensor, report: Callable[[int], None]) -> Tensor:
         """States at the instants, shape ``(n, T, *shape)``."""
-        return stack(initial, _keep_graph(plan, plan.start(initial), 0, report))
+        carry = plan.start(initial)
+        return stack(plan.solver.read(carry), _keep_graph(plan, carry, 0, report))
 
 
 def _keep_graph(plan: Plan, carry: Carry, start: int, report: Callable[[int], None]) -> list[Tensor]:
@@ -71,12 +72,14 @@ class Checkpointed:
     def run(self, plan: Plan, initial: Tensor, report: Callable[[int], None]) -> Tensor:
         """States at the instants, shape ``(n, T, *shape)``."""
         segment = math.isqrt(plan.num_steps) if self.segment is None else self.segment
-        carry, saved = plan.advance(plan.start(initial), 0, 1)  # shows whether there is a gradient
+        begin = plan.start(initial)
+        first_state = plan.solver.read(begin)
+        carry, saved = plan.advance(begin, 0, 1)  # shows whether there is a gradient
         report(1)
         if torch._C._are_functorch_transforms_active() or not any(
             part.requires_grad for part in tensors(carry)
         ):
-            return stack(initial, saved + _keep_graph(plan, carry, 1, report))
+            return stack(first_state, saved + _keep_graph(plan, carry, 1, report))
         for first in range(1, plan.num_steps, segment):
             count = min(segment, plan.num_steps - first)
             carry, states = checkpoint(
@@ -84,4 +87,4 @@ class Checkpointed:
             )
             saved += states
             report(count)
-        return stack(initial, saved)
+        return stack(first_state, saved)

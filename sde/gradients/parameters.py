@@ -23,12 +23,10 @@ def check_parameters(
     One evaluation is recorded and its graph walked: a tensor that is missing would get no gradient silently.
 
     Raises:
-        ValueError: If such a tensor is found, or the times require a gradient.
+        ValueError: If such a tensor is found.
     """
-    if plan.starts.requires_grad or plan.sizes.requires_grad:
-        raise ValueError("`times` must not require a gradient here; use gradient=Checkpointed().")
     with torch.enable_grad():
-        values = [function(plan.starts[0], initial.detach()) for function in functions]
+        values = [function(plan.starts[0].detach(), initial.detach()) for function in functions]
     known = trainable(plan)
     roots = [value.grad_fn for value in values if value.grad_fn is not None]
     named = [parameter.grad_fn for parameter in known if parameter.grad_fn is not None]

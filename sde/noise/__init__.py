@@ -10,6 +10,7 @@ from sde.noise.increments import (
     Increment,
     Increments,
 )
+from sde.noise.jumps import CompoundPoisson, Jumps
 from sde.noise.levy_area import LevyLaw
 from sde.noise.stream import NoiseStream, Purpose
 from sde.noise.tree import BrownianTree
@@ -19,10 +20,12 @@ __all__ = [
     "Backend",
     "BrownianTree",
     "CoarseIncrements",
+    "CompoundPoisson",
     "CorrelatedIncrements",
     "GivenIncrements",
     "Increment",
     "Increments",
+    "Jumps",
     "LevyLaw",
     "NoiseStream",
     "Purpose",

@@ -27,7 +27,8 @@ class WienerIncrements:
 
     Args:
         noise: Source of the normals, of purpose :attr:`Purpose.WIENER`.
-        step_sizes: Lengths of the steps, at least 0, shape ``(num_steps,)``; floating point, best float64.
+        step_sizes: Lengths of the steps, at least 0, shape ``(num_steps,)``, or ``(num_steps, n)`` where
+            every sample has its own; floating point, best float64.
         channels: Number of independent Wiener processes, at least 1.
         dtype: Type of the increments.
         device: Where they are computed.
@@ -57,7 +58,8 @@ class WienerIncrements:
     levy_law: LevyLaw = LevyLaw.FOSTER
 
     def __post_init__(self) -> None:
-        check_shapes(step_sizes=(self.step_sizes, "num_steps"))
+        own = self.step_sizes.dim() == 2
+        check_shapes(step_sizes=(self.step_sizes, f"num_steps {len(self.noise)}" if own else "num_steps"))
         if not self.step_sizes.is_floating_point():
             raise TypeError(f"`step_sizes` must be floating point; got {self.step_sizes.dtype}.")
         if not bool((self.step_sizes >= 0).all()):  # NaN fails the comparison too
@@ -73,7 +75,8 @@ class WienerIncrements:
 
     def chunk(self, first: int, count: int, areas: Areas = Areas.NONE) -> Increment:
         """Increments of steps ``first .. first + count - 1``, each ``(count, n, channels)``."""
-        steps = self.step_sizes[first : first + count].to(self.device, self.dtype)[:, None, None]
+        steps = self.step_sizes[first : first + count].to(self.device, self.dtype).unsqueeze(-1)
+        steps = steps.unsqueeze(1) if steps.dim() == 2 else steps  # (count, 1 or n, 1)
         wiener = self._normals(Purpose.WIENER, first, steps.sqrt())
         if not areas:
             return Increment(wiener)

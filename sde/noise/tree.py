@@ -135,6 +135,8 @@ class BrownianTree:
         self, node: int, count: int, channels: int, dtype: torch.dtype, device: torch.device | str
     ) -> Normals:
         """The three normals of nodes ``node .. node + count - 1``, each ``(count, n, channels)``."""
+        if channels == 0:
+            return _nothing((count, len(self.noise), 0), dtype, device)
         address = self.noise.address(Purpose.TREE, 4 * node, 4 * count, channels)
         lanes = draw(Kind.NORMALS, address, dtype, device).unflatten(0, (count, 4))
         return lanes[:, 0], lanes[:, 1], lanes[:, 2]
@@ -149,9 +151,17 @@ class BrownianTree:
         purpose: Purpose = Purpose.TREE,
     ) -> Normals:
         """The three normals of a node of each sample's own, ``nodes`` of shape ``(n,)``: each ``(n, c)``."""
+        if channels == 0:
+            return _nothing((len(nodes), 0), dtype, device)
         address = replace(self.noise.address(purpose, 0, 4, channels), cells=nodes)
         lanes = draw(Kind.NORMALS, address, dtype, device)
         return lanes[0], lanes[1], lanes[2]
+
+
+def _nothing(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> Normals:
+    """The normals of an equation without noise."""
+    none = torch.empty(shape, dtype=dtype, device=device)
+    return none, none, none
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,6 +1,7 @@
 """One-step methods, one file per family."""
 
 from sde.solvers.euler import EulerMaruyama, TamedEuler
+from sde.solvers.exponential import ExponentialEuler, ExponentialSRA1
 from sde.solvers.foster import GeneralShARK, ShARK, ShiftedEuler, SlowRK, SPaRK
 from sde.solvers.heun import EulerHeun, Heun, Midpoint, Ralston
 from sde.solvers.implicit import ThetaEuler
@@ -10,6 +11,13 @@ from sde.solvers.log_ode import LogODE
 from sde.solvers.milstein import Milstein, MilsteinLevy, MilsteinStratonovich, RungeKuttaMilstein
 from sde.solvers.reversible import ReversibleHeun
 from sde.solvers.runge_kutta import SOSRA, SOSRI, SRA1, SRA2, SRA3, SRIW1, SRIW2
+from sde.solvers.splitting import LieTrotter, Strang
+from sde.solvers.square_root import (
+    FullTruncationEuler,
+    HestonQuadraticExponential,
+    ImplicitSquareRoot,
+    QuadraticExponential,
+)
 from sde.solvers.weak import DRI1, PlatenWeak2
 
 __all__ = [
@@ -28,8 +36,14 @@ __all__ = [
     "EmbeddedSolver",
     "EulerHeun",
     "EulerMaruyama",
+    "ExponentialEuler",
+    "ExponentialSRA1",
+    "FullTruncationEuler",
     "GeneralShARK",
+    "HestonQuadraticExponential",
     "Heun",
+    "ImplicitSquareRoot",
+    "LieTrotter",
     "LogODE",
     "Midpoint",
     "Milstein",
@@ -38,6 +52,7 @@ __all__ = [
     "OneStep",
     "Orders",
     "PlatenWeak2",
+    "QuadraticExponential",
     "Ralston",
     "ReversibleHeun",
     "RungeKuttaMilstein",
@@ -47,6 +62,7 @@ __all__ = [
     "ShiftedEuler",
     "SlowRK",
     "Solver",
+    "Strang",
     "TamedEuler",
     "ThetaEuler",
     "check_pairing",

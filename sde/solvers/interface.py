@@ -7,7 +7,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 from torch import Tensor
 
 from sde.equation import SDE, Calculus, NoiseStructure
-from sde.langevin import Langevin
+from sde.equation import Equation as AnyEquation
 from sde.noise.increments import Areas, Increment, Law
 
 __all__ = ["EmbeddedSolver", "OneStep", "Orders", "Solver", "check_pairing", "orders"]
@@ -82,7 +82,7 @@ class OneStep:
     law: ClassVar[Law] = Law.NORMAL
     equation: ClassVar[type] = SDE
 
-    def start(self, sde: SDE, time: Tensor, state: Tensor) -> Tensor:
+    def start(self, sde: Equation, time: Tensor, state: Tensor) -> Tensor:
         """The state."""
         return state
 
@@ -91,7 +91,7 @@ class OneStep:
         return carry
 
 
-def check_pairing(solver: Solver, sde: SDE | Langevin) -> None:
+def check_pairing(solver: Solver, sde: AnyEquation) -> None:
     """Raise if a solver cannot integrate an equation.
 
     Raises:
@@ -100,9 +100,10 @@ def check_pairing(solver: Solver, sde: SDE | Langevin) -> None:
     """
     name = type(solver).__name__
     if not isinstance(sde, solver.equation):
+        remedy = " Use as_sde()." if solver.equation is SDE and hasattr(sde, "as_sde") else ""
         raise ValueError(
             f"`solver` must integrate a {type(sde).__name__} equation; got {name}, which integrates "
-            f"a {solver.equation.__name__}."
+            f"a {solver.equation.__name__}.{remedy}"
         )
     if sde.structure not in solver.orders:
         known = ", ".join(structure.value for structure in solver.orders)

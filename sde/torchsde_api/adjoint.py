@@ -1,6 +1,5 @@
 """Solves that are differentiated without keeping their graph."""
 
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -52,7 +51,7 @@ def sdeint_adjoint(
 ) -> Results:
     """Integrate as :func:`sdeint`, with gradients in memory that does not grow with the steps.
 
-    States are kept at the instants or, where one lies inside a step, at the ends of steps.
+    States are kept at the instants or, where one lies inside a step, at the ends of that step.
     With ``reversible_heun`` the gradient is that of :func:`sdeint` to rounding, by undoing the steps.
     Otherwise the adjoint equation is integrated backwards over the steps of the forward pass, in
     Stratonovich form and by Heun's scheme whatever the names of the adjoint method; the gradient is then
@@ -139,13 +138,13 @@ def _integrate(
     else:
         setup = replace(setup, bm=setup.motion())
         edges, outputs = _accepted_edges(setup, dt, control)
-    needed = [end for output in outputs for end in (output.left, output.right)]
-    every = math.gcd(*needed)  # the ends that are read are among every so many
-    paths = gradient.run(make_plan(setup, edges, every), problem.initial.contiguous(), lambda count: None)
+    plan = make_plan(setup, edges, [end for output in outputs for end in (output.left, output.right)])
+    place = {0: 0} | plan.grid.saves
+    paths = gradient.run(plan, problem.initial.contiguous(), lambda count: None)
     states = [
-        torch.lerp(paths[:, left // every], paths[:, right // every], share)
+        torch.lerp(paths[:, place[left]], paths[:, place[right]], share)
         if left < right
-        else paths[:, right // every]
+        else paths[:, place[right]]
         for left, right, share in outputs
     ]
     return torch.stack(states)

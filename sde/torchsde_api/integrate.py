@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sde.adapters import ObjectSDE
+from sde.grid import Grid
 from sde.march import Plan
 from sde.solvers import ReversibleHeun, Solver
 from sde.solvers.interface import Carry
@@ -213,15 +214,18 @@ def prepare(
     return Setup(problem, method, solver, equation, bm)
 
 
-def make_plan(setup: Setup, edges: Sequence[float], substeps: int = 1) -> Plan:
-    """The steps between some instants, of which every ``substeps``-th is saved."""
+def make_plan(setup: Setup, edges: Sequence[float], saved: Sequence[int] | None = None) -> Plan:
+    """The steps between some instants, and which of these are saved: the first and those of some numbers.
+
+    States are saved where a gradient runs the plan; to march through it, no numbers need be given.
+    """
     initial, times = setup.problem.initial, setup.problem.times
     ends = torch.tensor(edges, dtype=torch.float64)
-    saved = ends[::substeps].to(times)
+    kept = [0, len(edges) - 1] if saved is None else sorted({0, *saved})
+    grid = Grid(ends[kept].to(times), tuple(right - left for left, right in pairwise(kept)))
     increments = increments_between(setup.bm, edges, initial, setup.problem.channels)
-    shape = tuple(initial.shape[1:])
     starts, sizes = ends[:-1].to(times), ends.diff().to(initial)
-    return Plan(setup.sde, setup.solver, increments, saved, substeps, starts, sizes, shape)
+    return Plan(setup.sde, setup.solver, increments, grid, starts, sizes, tuple(initial.shape[1:]))
 
 
 def results(states: Tensor, state: State, *, logqp: bool, extra: bool) -> Results:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sde import SDE, Calculus, NoiseStream, NoiseStructure, solve
 from sde.gradients import Adjoint, Backprop, Checkpointed, Gradient, Reversible
+from sde.noise import GivenIncrements
 from sde.solvers import EulerMaruyama, Heun, LogODE, Midpoint, ReversibleHeun, Solver
 from tests.statistics import assert_mean
 
@@ -125,6 +126,43 @@ def test_times_have_a_gradient() -> None:
     assert torch.autograd.gradcheck(end, _TIMES.clone().requires_grad_(), eps=1e-6, atol=1e-7, rtol=1e-6)
 
 
+def _slope_in_time(sde: SDE, gradient: Gradient, substeps: int = 20) -> Tensor:
+    """Gradient with respect to unevenly spaced instants."""
+    times = torch.tensor([0.0, 0.2, 0.7, 1.0], dtype=_F64, requires_grad=True)
+    start, noise = torch.ones(8, 2, dtype=_F64), NoiseStream(0, 0, 8)
+    paths = solve(sde, start, times, noise, solver=ReversibleHeun(), substeps=substeps, gradient=gradient)
+    return torch.autograd.grad((paths * paths.sin()).sum(), times)[0]
+
+
+@pytest.mark.parametrize("structure", _STRUCTURES)
+def test_gradient_of_the_instants_is_that_of_the_graph(structure: NoiseStructure) -> None:
+    sde = _equation(structure)
+    exact = _slope_in_time(sde, Backprop())
+    assert exact.norm() > 1
+    for way in (Checkpointed(), Reversible()):
+        assert (_slope_in_time(sde, way) - exact).norm() < 1e-12 * exact.norm()
+    errors = []
+    for substeps in (20, 320):
+        exact = _slope_in_time(sde, Backprop(), substeps)
+        errors.append(float((_slope_in_time(sde, Adjoint(), substeps) - exact).norm() / exact.norm()))
+    assert errors[1] < 0.02
+    assert errors[1] < 0.7 * errors[0]
+
+
+def test_instants_of_given_increments_move_the_grid_alone() -> None:
+    sde, wiener = _equation(NoiseStructure.DIAGONAL), NoiseStream(4, 0, 3).normals(4, channels=2, dtype=_F64)
+
+    def end(times: Tensor, gradient: Gradient) -> Tensor:
+        given = GivenIncrements(0.5 * wiener)
+        return solve(sde, torch.ones(3, 2, dtype=_F64), times, given, solver=ReversibleHeun(),
+                     gradient=gradient)[:, -1].sum()  # fmt: skip
+
+    times = _TIMES.clone().requires_grad_()
+    exact = torch.autograd.grad(end(times, Backprop()), times)[0]
+    torch.testing.assert_close(torch.autograd.grad(end(times, Reversible()), times)[0], exact)
+    assert torch.autograd.gradcheck(lambda t: end(t, Reversible()), times, eps=1e-6, atol=1e-7, rtol=1e-6)
+
+
 def test_forward_mode_and_per_sample_gradients_work() -> None:
     noise, start = NoiseStream(0, 0, 5), torch.ones(5, 2, dtype=_F64)
 
@@ -207,8 +245,6 @@ def test_gradients_refuse_what_they_cannot_do() -> None:
     for way in (Reversible(), Adjoint()):
         with pytest.raises(ValueError, match="`parameters` of the equation must name all tensors"):
             solve(sde, start, _TIMES, noise, solver=ReversibleHeun(), gradient=way)
-        with pytest.raises(ValueError, match="`times` must not require a gradient"):
-            solve(sde, start, _TIMES.clone().requires_grad_(), noise, solver=ReversibleHeun(), gradient=way)
     with pytest.raises(ValueError, match=r"`solver` must be ReversibleHeun\(\)"):
         solve(_equation(NoiseStructure.GENERAL), torch.ones(2, 2, dtype=_F64), _TIMES, noise, solver=LogODE(),
               gradient=Reversible())  # fmt: skip

@@ -7,24 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from sde import SDE, Calculus, EulerMaruyama, Heun, NoiseStream, NoiseStructure, ode, solve
+from sde import SDE, EulerMaruyama, Heun, NoiseStream, NoiseStructure, ode, solve
 from sde.ensemble import Ensemble
+from sde.grid import make_grid
+from sde.noise import BrownianTree
 from sde.noise.brownian import WienerIncrements
 from tests.statistics import assert_mean
 
-_LEVELS = (3, 4, 5, 6, 7)  # steps 2**-level
-_PATHS = 4000
-
-# dX = -p^2 sin X cos^3 X dt + p cos^2 X dW has the solution arctan(p W + tan X0) (Ito); in Stratonovich form
-# the drift vanishes.
-_ARCTAN_ITO = SDE(
-    drift=lambda t, x: -(x.sin()) * x.cos() ** 3, diffusion=lambda t, x: x.cos() ** 2, calculus=Calculus.ITO
-)
-_ARCTAN_STRATONOVICH = SDE(
-    drift=lambda t, x: torch.zeros_like(x),
-    diffusion=lambda t, x: x.cos() ** 2,
-    calculus=Calculus.STRATONOVICH,
-)
 # dX = (b / sqrt(1 + t) - X / (2 (1 + t))) dt + a b / sqrt(1 + t) dW, with a = 1/2, b = 6/5
 _ADDITIVE = SDE(
     drift=lambda t, x: 1.2 / (1 + t).sqrt() - x / (2 * (1 + t)),
@@ -33,60 +22,21 @@ _ADDITIVE = SDE(
 )
 
 
-def _increments(seed: int) -> WienerIncrements:
-    steps = torch.full((2 ** _LEVELS[-1],), 2.0 ** -_LEVELS[-1], dtype=torch.float64)
-    return WienerIncrements(NoiseStream(seed, 0, _PATHS), steps, 1, dtype=torch.float64)
-
-
-def _slope(sde: SDE, solver: EulerMaruyama | Heun, exact: Callable[[Tensor], Tensor]) -> tuple[float, float]:
-    """Slope of log root mean square error at time 1 against log step, and its standard error."""
-    fine = _increments(seed=8)
-    wiener = fine.chunk(0, 2 ** _LEVELS[-1]).wiener.sum(0)
-    squares = []
-    for level in _LEVELS:
-        times = torch.linspace(0, 1, 2**level + 1, dtype=torch.float64)
-        driving = fine.coarsen(2 ** (_LEVELS[-1] - level)) if level < _LEVELS[-1] else fine
-        paths = solve(sde, torch.ones(_PATHS, 1, dtype=torch.float64), times, driving, solver=solver)
-        squares.append((paths[:, -1] - exact(wiener)).square().flatten())
-    logs = torch.stack([square.mean().log2() / 2 for square in squares])
-    x = -torch.tensor(_LEVELS, dtype=torch.float64)
-    weights = (x - x.mean()) / (x - x.mean()).square().sum()
-    # delta method over the paths, which all step sizes share
-    influence = sum(w * s / (2 * math.log(2) * s.mean()) for w, s in zip(weights, squares, strict=True))
-    return float((weights * logs).sum()), float(torch.as_tensor(influence).std() / math.sqrt(_PATHS))
-
-
-@pytest.mark.parametrize(
-    ("sde", "solver", "exact", "order"),
-    [
-        pytest.param(
-            _ARCTAN_ITO, EulerMaruyama(), lambda w: (w + math.tan(1)).atan(), 0.5, id="Euler, diagonal"
-        ),
-        pytest.param(
-            _ADDITIVE,
-            EulerMaruyama(),
-            lambda w: (1 + 1.2 * (1 + 0.5 * w)) / 2**0.5,
-            1.0,
-            id="Euler, additive",
-        ),
-        pytest.param(
-            _ARCTAN_STRATONOVICH, Heun(), lambda w: (w + math.tan(1)).atan(), 1.0, id="Heun, diagonal"
-        ),
-    ],
-)
-def test_solver_has_its_strong_order(
-    sde: SDE, solver: EulerMaruyama | Heun, exact: Callable[[Tensor], Tensor], order: float
-) -> None:
-    slope, error = _slope(sde, solver, exact)
-    assert error < 0.05
-    assert abs(slope - order) < 0.1, slope
-    assert solver.orders[sde.structure].strong == order
-
-
 def test_wrong_calculus_would_show_in_the_limit() -> None:
-    wrong = SDE(_ARCTAN_STRATONOVICH.drift, _ARCTAN_STRATONOVICH.diffusion)  # the same numbers, read as Ito
-    slope, _ = _slope(wrong, EulerMaruyama(), lambda w: (w + math.tan(1)).atan())
-    assert slope < 0.2
+    drift, diffusion = (lambda t, x: torch.zeros_like(x)), (lambda t, x: x.cos() ** 2)
+    fine = WienerIncrements(NoiseStream(8, 0, 4000), torch.full((128,), 1 / 128, dtype=torch.float64), 1,
+                            dtype=torch.float64)  # fmt: skip
+    # arctan(W + tan 1) solves the equation that is read in Stratonovich's sense.
+    exact = (fine.chunk(0, 128).wiener.sum(0) + math.tan(1)).atan()
+
+    def error(solver: EulerMaruyama | Heun) -> float:
+        sde = SDE(drift, diffusion, calculus=solver.calculus)
+        times = torch.linspace(0, 1, 129, dtype=torch.float64)
+        paths = solve(sde, torch.ones(4000, 1, dtype=torch.float64), times, fine, solver=solver)
+        return float((paths[:, -1] - exact).square().mean().sqrt())
+
+    assert error(Heun()) < 0.01
+    assert error(EulerMaruyama()) > 0.1
 
 
 def test_ornstein_uhlenbeck_has_its_discrete_moments() -> None:
@@ -154,7 +104,7 @@ _NOISE, _TIMES, _START = NoiseStream(0, 0, 4), torch.linspace(0, 1, 3), torch.on
     ("call", "error", "message"),
     [
         (
-            lambda: solve(_ARCTAN_ITO, _START, _TIMES, _NOISE, solver=Heun()),
+            lambda: solve(SDE(lambda t, x: -x, lambda t, x: x), _START, _TIMES, _NOISE, solver=Heun()),
             ValueError,
             r"`solver` must integrate Ito equations; got Heun",
         ),
@@ -187,3 +137,28 @@ def test_ordinary_equation_is_solved_without_noise(solver: EulerMaruyama | Heun)
     start, times = torch.ones(3, 2, 2, dtype=torch.float64), torch.linspace(0, 1, 257, dtype=torch.float64)
     end = solve(ode(lambda t, x: -x), start, times, None, solver=solver)[:, -1]
     torch.testing.assert_close(end, start * math.exp(-1), rtol=5e-3, atol=0)
+
+
+def test_saved_instants_do_not_say_how_to_step() -> None:
+    sde, start = SDE(lambda t, x: -x, lambda t, x: 0.5 * x), torch.ones(4, 1, dtype=torch.float64)
+    tree = BrownianTree(NoiseStream(3, 0, 4), 0.0, 1.0)
+
+    def end(times: list[float], max_step: float) -> Tensor:
+        grid = torch.tensor(times, dtype=torch.float64)
+        return solve(sde, start, grid, tree, max_step=max_step)[:, -1]
+
+    # 1/2 and 1 are ends of steps of 1/8 already; an instant between the ends cuts one step more.
+    torch.testing.assert_close(end([0.0, 0.5, 1.0], 0.125), end([0.0, 1.0], 0.125))
+    assert not torch.allclose(end([0.0, 0.45, 1.0], 0.125), end([0.0, 1.0], 0.125))
+
+
+def test_longest_step_is_kept() -> None:
+    grid = make_grid(torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64), max_step=0.1)
+    assert grid.counts == (3, 7)
+    starts, sizes = grid.steps()
+    torch.testing.assert_close(sizes, torch.full((10,), 0.1, dtype=torch.float64))
+    torch.testing.assert_close(starts, torch.arange(10, dtype=torch.float64) / 10)
+    with pytest.raises(ValueError, match="`max_step` must be positive"):
+        make_grid(torch.tensor([0.0, 1.0]), max_step=0.0)
+    with pytest.raises(ValueError, match="`substeps` must be left out"):
+        make_grid(torch.tensor([0.0, 1.0]), 2, 0.1)

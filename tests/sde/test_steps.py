@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.func import jvp, vmap
 
 from sde import SDE, Calculus, NoiseStream, NoiseStructure, ode, solve, solvers
+from sde.grid import make_grid
 from sde.march import Plan
 from sde.noise import WienerIncrements
 from sde.noise.increments import Areas, Increment, Law
@@ -194,7 +195,7 @@ def test_reversible_steps_are_undone_to_rounding() -> None:
     sizes = torch.full((steps,), 1 / steps, dtype=torch.float64)
     increments = WienerIncrements(NoiseStream(5, 0, 16), sizes, 2, dtype=torch.float64)
     starts = torch.arange(steps, dtype=torch.float64) / steps
-    plan = Plan(sde, scheme, increments, starts, 1, starts, sizes, (2,))
+    plan = Plan(sde, scheme, increments, make_grid(starts), starts, sizes, (2,))
     first = last = plan.start(torch.ones(16, 2, dtype=torch.float64))
     for step in plan.march(first, 0, steps):
         last = step.carry

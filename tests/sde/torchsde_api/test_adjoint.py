@@ -139,3 +139,14 @@ def test_second_derivatives_of_the_adjoint_are_refused(method: str) -> None:
     (gradient,) = torch.autograd.grad(states.square().sum(), (initial,), create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.sum().backward()
+
+
+@pytest.mark.parametrize("sde_type", ["ito", "stratonovich"])
+def test_constant_coefficients_leave_the_gradient_as_it_is(sde_type: str) -> None:
+    model = Model(sde_type, "diagonal")
+    model.f = model.g = lambda t, y: torch.full_like(y, 0.1)  # type: ignore[method-assign]
+    initial = state(requires_grad=True)
+    states = torchsde.sdeint_adjoint(model, initial, TIMES, bm=motion(model), dt=0.1)
+    bars = torch.autograd.grad(states[-1].sum(), (initial, model.b))
+    assert torch.equal(bars[0], torch.ones_like(initial))
+    assert torch.equal(bars[1], torch.zeros_like(model.b))
