@@ -65,6 +65,9 @@ class BaseBrownian(ABC):
         """Shape of the increments."""
         return self.shape
 
+    def expect(self, dt: float) -> None:  # noqa: B027 - motions of users need not know of it
+        """Be told the step of a solve before it asks; most motions have no use for it."""
+
 
 class BrownianInterval(BaseBrownian):
     r"""A Brownian motion on ``[t0, t1]``; see :mod:`sde.torchsde_api.expansion`.

@@ -19,6 +19,10 @@ class _Derived(BaseBrownian):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._base!r})"
 
+    def expect(self, dt: float) -> None:
+        """Tell the base."""
+        self._base.expect(dt)
+
     @property
     def dtype(self) -> torch.dtype:
         """Type of the increments."""
@@ -126,6 +130,7 @@ class BrownianTree(_FromState):
             t0 + 1 if t1 is None else t1,
             entropy=entropy,
             tol=tol,
+            halfway_tree=True,
             W=None if w1 is None else w1 - w0,
             **layout,
         )

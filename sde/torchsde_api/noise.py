@@ -116,7 +116,7 @@ def increments_between(
     Returns:
         The increments.
     """
-    if isinstance(bm, BrownianInterval):
+    if isinstance(bm, BaseBrownian):
         bm.expect(edges[1] - edges[0])
     if bm is not None:
         return QueriedIncrements(bm, tuple(edges), like.new_zeros(()))

@@ -92,7 +92,7 @@ def test_first_solve_gives_the_step_where_that_may_matter() -> None:
     def motion(**options: object) -> torchsde.BrownianInterval:
         return torchsde.BrownianInterval(size=(BATCH, STATE), dtype=F64, entropy=3, **options)
 
-    def solve(bm: torchsde.BrownianInterval) -> torchsde.BrownianInterval:
+    def solve(bm: torchsde.BaseBrownian) -> torchsde.BaseBrownian:
         torchsde.sdeint(model, state(), [0.0, 1.0], bm=bm, dt=0.25, method="euler")
         return bm
 
@@ -106,6 +106,11 @@ def test_first_solve_gives_the_step_where_that_may_matter() -> None:
     ):
         assert torch.equal(one(0.0, 0.3), other(0.0, 0.3))
     assert torch.equal(asked(0.0, 0.3), before)
+    base = motion()
+    torchsde.sdeint(model, state(), [-1.0, 0.0], bm=torchsde.ReverseBrownian(base), dt=0.25, method="euler")
+    assert torch.equal(base(0.0, 0.3), motion(dt=0.25)(0.0, 0.3))
+    one, other = (torchsde.BrownianTree(0.0, torch.zeros(BATCH, STATE), entropy=3) for _ in range(2))
+    assert torch.equal(solve(one)(0.0, 0.3), other(0.0, 0.3))
     assert not torch.equal(solve(motion())(0.0, 0.3), before)
 
 
