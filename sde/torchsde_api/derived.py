@@ -20,8 +20,9 @@ class _Derived(BaseBrownian):
         return f"{type(self).__name__}({self._base!r})"
 
     def expect(self, dt: float) -> None:
-        """Tell the base."""
-        self._base.expect(dt)
+        """Tell the base, if it is one that can be told."""
+        if isinstance(self._base, BaseBrownian):
+            self._base.expect(dt)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -114,6 +114,20 @@ def test_first_solve_gives_the_step_where_that_may_matter() -> None:
     assert not torch.equal(solve(motion())(0.0, 0.3), before)
 
 
+def test_motions_of_other_classes_may_be_reversed() -> None:
+    class Straight:
+        levy_area_approximation, shape = "none", (BATCH, STATE)
+
+        def __call__(self, ta: float, tb: float, return_U: bool = False, return_A: bool = False) -> Tensor:
+            return torch.full(self.shape, tb - ta, dtype=F64)
+
+    model = Model("ito", "diagonal")
+    model.f, model.g = lambda t, y: torch.zeros_like(y), lambda t, y: torch.ones_like(y)
+    bm = torchsde.ReverseBrownian(Straight())
+    states = torchsde.sdeint(model, state(), [-1.0, 0.0], bm=bm, dt=0.25, method="euler")
+    assert torch.equal(states[1], state() + 1)
+
+
 def test_rows_do_not_depend_on_the_number_of_rows() -> None:
     few, many = (torchsde.BrownianInterval(size=(n, 2), entropy=3, dtype=F64) for n in (3, 300))
     torch.testing.assert_close(few(0.1, 0.7), many(0.1, 0.7)[:3], rtol=1e-13, atol=0.0)
