@@ -267,7 +267,7 @@ def heston_prices(smoke: bool) -> Iterator[Figure]:
         (1.0, 5.785155434, 0.4, 0.003, 0.01),
         (10.0, 22.318945791, 0.6, 0.03, 0.1),
     ):
-        found = HESTON.call(spot=_SPOT, variance=0.0175, strike=_SPOT, maturity=maturity)
+        found = float(HESTON.call(spot=_SPOT, variance=0.0175, strike=_SPOT, maturity=maturity))
         name = f"Heston call, maturity {maturity:g}"
         detail = f"{found:.9f}, reference {price:.9f}"
         yield at_most(f"{name}: integral, error", abs(found - price), 5e-10, detail)

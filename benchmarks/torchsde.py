@@ -15,8 +15,9 @@ import torchsde as original
 from torch import Tensor
 
 from benchmarks.check import Figure, Section, at_least, main, reported, within
-from sde import NoiseStream, from_object, solve
+from sde import NoiseStream, solve
 from sde import torchsde_api as shim
+from sde.adapters import from_object
 from sde.noise import WienerIncrements
 from sde.solvers import SRIW2, EulerMaruyama, Solver
 

@@ -1,6 +1,6 @@
 """Stochastic differential equations in PyTorch."""
 
-from sde.adapters import from_object
+from sde import hurst
 from sde.adaptive import Control, solve_adaptive
 from sde.boundaries import Boundary, solve_absorbed, solve_reflected
 from sde.calculus import check_structure, to_ito, to_stratonovich
@@ -51,8 +51,8 @@ __all__ = [
     "check_shapes",
     "check_structure",
     "first_passage",
-    "from_object",
     "gradient_of_expectation",
+    "hurst",
     "ode",
     "solve",
     "solve_absorbed",

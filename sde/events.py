@@ -107,8 +107,10 @@ def check_one_process(sde: SDE) -> None:
     """Raise unless every component has one Wiener process of its own.
 
     Raises:
-        ValueError: If the noise has a matrix or there is none.
+        ValueError: If it is no SDE, the noise has a matrix or there is none.
     """
+    if not isinstance(sde, SDE):
+        raise ValueError(f"`sde` must be an SDE; got {type(sde).__name__}. Take its as_sde().")
     if sde.noise_dim is not None or sde.structure is NoiseStructure.NONE:
         raise ValueError(
             f"`sde` must have noise of one process per component; got {sde.structure.value} noise."

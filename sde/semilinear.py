@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sde.equation import SDE, Calculus, NoiseStructure
 
-__all__ = ["LinearFlow", "Semilinear"]
+__all__ = ["LinearFlow", "Semilinear", "apply"]
 
 
 class LinearFlow(NamedTuple):

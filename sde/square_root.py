@@ -4,18 +4,17 @@ Their diffusion vanishes at zero with an infinite slope, so general schemes leav
 orders; :mod:`sde.solvers.square_root` has schemes that do not.
 """
 
-import cmath
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from scipy import integrate
 from torch import Tensor
 
 from sde.equation import SDE, Calculus, NoiseStructure
 
 __all__ = ["CIR", "Heston", "root"]
+
+_STEP = 1 / 16  # of the Fourier integral: its error is exp(-pi / _STEP)
 
 
 def root(x: Tensor) -> Tensor:
@@ -136,7 +135,8 @@ class Heston:
 
     Example:
         >>> heston = Heston(CIR(1.5768, 0.0398, 0.5751), correlation=-0.5711)
-        >>> round(heston.call(spot=100.0, variance=0.0175, strike=100.0, maturity=1.0), 6)
+        >>> price = heston.call(spot=100.0, variance=0.0175, strike=100.0, maturity=1.0)
+        >>> round(float(price), 6)
         5.785155
 
     References:
@@ -199,14 +199,21 @@ class Heston:
 
         def diffusion(time: Tensor, state: Tensor) -> Tensor:
             size = root(state[:, 1])
-            own = (1 - torch.as_tensor(self.correlation) ** 2).sqrt() * size
+            own = (1 - self.correlation**2) ** 0.5 * size
             price = torch.stack((own, self.correlation * size), 1)
             return torch.stack((price, torch.stack((0 * size, cir.volatility * size), 1)), 1)
 
         return SDE(drift, diffusion, NoiseStructure.GENERAL, noise_dim=2, parameters=self.parameters)
 
-    def call(self, *, spot: float, variance: float, strike: float, maturity: float) -> float:
-        r"""Price of a European call, by a Fourier integral; the constants must be numbers.
+    def call(
+        self,
+        *,
+        spot: float | Tensor,
+        variance: float | Tensor,
+        strike: float | Tensor,
+        maturity: float | Tensor,
+    ) -> Tensor:
+        r"""Prices of European calls, by a Fourier integral.
 
         .. math::
 
@@ -214,7 +221,9 @@ class Heston:
                 \Re \frac{e^{i u \log(F / K)}\,\varphi(u - i/2)}{u^2 + 1/4}\,\mathrm du\Bigr)
 
         where :math:`F = e^{rT} S` is the forward price and :math:`\varphi` the characteristic
-        function of :math:`\log(S_T / F)`.
+        function of :math:`\log(S_T / F)`. The integrand is analytic about the real axis as far as
+        :math:`|\Im u| < 1/2`, so the trapezoidal rule with step 1/16 is exact to rounding. Gradients flow to
+        the arguments and to the constants of the equation, which must be numbers or 0-d tensors.
 
         Args:
             spot: Price at time zero, positive.
@@ -223,7 +232,8 @@ class Heston:
             maturity: Time ``T`` to maturity, positive.
 
         Returns:
-            The price, to about 1e-9 of the spot; to fewer digits for volatilities of the variance below 0.01.
+            The prices, float64, in the shape to which the arguments broadcast: to about 1e-12 of the spot,
+            and to fewer digits for volatilities of the variance below 0.01.
 
         Raises:
             ValueError: If an argument is out of range.
@@ -232,36 +242,41 @@ class Heston:
             Lewis (2001), A simple option formula for general jump-diffusion and other exponential Levy
             processes, section 2. doi:10.2139/ssrn.282110
         """
-        for name, value in (("spot", spot), ("strike", strike), ("maturity", maturity)):
-            if not 0 < value < math.inf:
-                raise ValueError(f"`{name}` must be positive and finite; got {value}.")
-        if not 0 <= variance < math.inf:
-            raise ValueError(f"`variance` must be at least 0 and finite; got {variance}.")
-        growth = math.exp(float(self.interest) * maturity)
-        forward, characteristic = spot * growth, self._characteristic(variance, maturity)
-        moneyness = math.log(forward / strike)
+        given = {"spot": spot, "variance": variance, "strike": strike, "maturity": maturity}
+        values = {name: torch.as_tensor(value, dtype=torch.float64) for name, value in given.items()}
+        for name, value in values.items():
+            if not bool((((value > 0) | ((value == 0) & (name == "variance"))) & value.isfinite()).all()):
+                bound = "at least 0" if name == "variance" else "positive"
+                raise ValueError(f"`{name}` must be {bound} and finite; got {given[name]}.")
+        s, v, k, t = (value.unsqueeze(-1) for value in values.values())
+        growth = (self.interest * t).exp()
+        forward = growth * s
+        u = self._frequencies(v.detach(), t.detach())
+        turned = (1j * u * (forward / k).log()).exp() * self._characteristic(u - 0.5j, v, t)
+        integrand = turned.real / (u * u + 0.25)
+        area = _STEP * (integrand.sum(-1, keepdim=True) - 0.5 * integrand[..., :1])
+        return ((forward - (forward * k).sqrt() / math.pi * area) / growth).squeeze(-1)
 
-        def integrand(u: float) -> float:
-            return (cmath.exp(1j * u * moneyness) * characteristic(u - 0.5j)).real / (u * u + 0.25)
+    def _frequencies(self, variance: Tensor, time: Tensor) -> Tensor:
+        """Nodes of the trapezoidal rule, up to where the integrand is below rounding."""
+        end = torch.tensor([64.0], dtype=torch.float64, device=variance.device)
+        with torch.no_grad():
+            size = self._characteristic(end - 0.5j, variance, time).abs()
+            while end < 2**16 and bool((size > 1e-17 * end**2).any()):
+                end = 2 * end
+                size = self._characteristic(end - 0.5j, variance, time).abs()
+        return _STEP * torch.arange(int(end / _STEP), dtype=torch.float64, device=variance.device)
 
-        area = integrate.quad(integrand, 0, math.inf, epsabs=1e-10, epsrel=1e-10, limit=500)[0]
-        return (forward - math.sqrt(forward * strike) / math.pi * area) / growth
-
-    def _characteristic(self, variance: float, time: float) -> Callable[[complex], complex]:
+    def _characteristic(self, u: Tensor, variance: Tensor, time: Tensor) -> Tensor:
         """Characteristic function of ``log(S_T / F)``, in the form that stays on one branch.
 
         Albrecher, Mayer, Schoutens & Tistaert (2007), The little Heston trap, Wilmott Magazine.
         """
-        cir = self.variance
-        rate, level, size = float(cir.rate), float(cir.level), float(cir.volatility)
-        rho = float(self.correlation)
-
-        def value(u: complex) -> complex:
-            slope = rate - rho * size * 1j * u
-            d = cmath.sqrt(slope * slope + size * size * (1j * u + u * u))
-            g, decay = (slope - d) / (slope + d), cmath.exp(-d * time)
-            growth = (slope - d) * time - 2 * cmath.log((1 - g * decay) / (1 - g))
-            loading = (slope - d) * (1 - decay) / (1 - g * decay)
-            return cmath.exp((rate * level * growth + variance * loading) / (size * size))
-
-        return value
+        cir, power = self.variance, 1j * u + u * u
+        slope = cir.rate - 1j * self.correlation * cir.volatility * u
+        d = (slope * slope + cir.volatility**2 * power).sqrt()
+        pull = -power / (slope + d)  # (slope - d) / volatility**2 without the difference
+        g, decay = cir.volatility**2 * pull / (slope + d), (-d * time).exp()
+        growth = pull * time - 2 / cir.volatility**2 * ((1 - g * decay) / (1 - g)).log()
+        loading = pull * (1 - decay) / (1 - g * decay)
+        return (cir.rate * cir.level * growth + variance * loading).exp()

@@ -23,7 +23,7 @@ References:
     Powers & Stormer (1970), lemma 4.1. doi:10.1007/BF01645492
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -57,17 +57,6 @@ class _ExponentialScheme:
     def read(self, carry: tuple[Tensor, ...]) -> Tensor:
         """The state ``(n, *shape)``."""
         return carry[0]
-
-    def _operators(self, sde: Semilinear, carry: tuple[Tensor, ...], dt: Tensor) -> Operators:
-        """Those that are carried, or those of a step of another size, in the type of the state."""
-        state, *known = carry
-        if known and not dt.requires_grad and bool((known[0] - dt).abs() <= _EQUAL * dt):
-            return tuple(known[1:])
-        return tuple(part.to(state) for part in self._compute(sde, dt))
-
-    def _compute(self, sde: Semilinear, dt: Tensor) -> Operators:
-        """The operators of a step, float64."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,16 +94,11 @@ class ExponentialEuler(_ExponentialScheme):
         general=(0.5, 1.0),
     )
 
-    def _compute(self, sde: Semilinear, dt: Tensor) -> Operators:
-        """Of the state, the drift and the noise."""
-        flow = sde.flow(dt)
-        return flow.decay, flow.mean * dt, _noise(flow, (flow.mean,))[0]
-
     def step(
         self, sde: Semilinear, time: Tensor, carry: tuple[Tensor, ...], dt: Tensor, increment: Increment
     ) -> tuple[Tensor, ...]:
         """What is carried to ``time + dt``."""
-        state, rest, operators = carry[0], sde.rest, self._operators(sde, carry, dt)
+        state, rest, operators = carry[0], sde.rest, _operators(_euler_operators, sde, carry, dt)
         decay, response, spread = operators
         noise = rest.product(rest.diffusion(time, state), increment.wiener).expand_as(state)
         moved = apply(decay, state) + apply(response, rest.drift(time, state)) + apply(spread, noise)
@@ -133,39 +117,59 @@ class ExponentialSRA1(_ExponentialScheme):
             + \tfrac43 h\,\varphi_2\,f(t_k + \tfrac34 h, U) + \xi
 
     with the functions of :math:`-A h` where nothing is said, and :math:`\xi` the noise of the step of
-    :mod:`sde.solvers.exponential`, a diffusion that changes with time taken linear in the step. Two
-    evaluations of drift and of diffusion; strong order 2 where ``f`` is linear.
+    :mod:`sde.solvers.exponential`, a diffusion that changes with time taken linear in the step; in the stage
+    it is that of the end. Two evaluations of drift and of diffusion; strong order 2 where ``f`` is linear.
+    For :math:`A = 0` it is SRA1.
     """
 
     areas: ClassVar[Areas] = Areas.SPACE_TIME
     orders: ClassVar[Mapping[NoiseStructure, Orders]] = orders(none=(2.0, 2.0), additive=(1.5, 2.0))
 
-    def _compute(self, sde: Semilinear, dt: Tensor) -> Operators:
-        """Of state and drift in the stage; of state, both drifts, W and H in the step."""
-        flow, stage = sde.flow(dt), sde.flow(0.75 * dt)
-        second = (4 / 3) * (flow.mean - flow.moment)
-        noise = _noise(flow, (flow.mean, 12 * flow.moment - 6 * flow.mean))
-        return stage.decay, stage.mean, flow.decay, dt * (flow.mean - second), dt * second, *noise
-
     def step(
         self, sde: Semilinear, time: Tensor, carry: tuple[Tensor, ...], dt: Tensor, increment: Increment
     ) -> tuple[Tensor, ...]:
         """What is carried to ``time + dt``."""
-        state, rest, operators = carry[0], sde.rest, self._operators(sde, carry, dt)
+        state, rest, operators = carry[0], sde.rest, _operators(_sra1_operators, sde, carry, dt)
         part, push, decay, early, late, spread, bend = operators
         wiener, area = increment.wiener, increment.space_time
         assert area is not None  # the scheme asks for it
         before, after = rest.diffusion(time, state), rest.diffusion(time + dt, state)
         first = rest.drift(time, state)
-        stage = apply(part, state) + apply(
-            push, 0.75 * dt * first + 1.5 * rest.product(before, 0.5 * wiener + area)
-        )
+        shift = 0.75 * dt * first + 1.5 * rest.product(after, 0.5 * wiener + area)
+        stage = apply(part, state) + apply(push, shift)
         second = rest.drift(time + 0.75 * dt, stage)
         noise = rest.product(before, 0.5 * wiener + area) + rest.product(after, 0.5 * wiener - area)
         moved = apply(decay, state) + apply(early, first) + apply(late, second)
         moved = moved + apply(spread, noise.expand_as(state))
         moved = moved + apply(bend, rest.product(before, area).expand_as(state))
         return (moved, dt, *operators)
+
+
+def _operators(
+    compute: Callable[[Semilinear, Tensor], Operators],
+    sde: Semilinear,
+    carry: tuple[Tensor, ...],
+    dt: Tensor,
+) -> Operators:
+    """Those that are carried, or those of a step of another size, in the type of the state."""
+    state, *known = carry
+    if known and not dt.requires_grad and bool((known[0] - dt).abs() <= _EQUAL * dt):
+        return tuple(known[1:])
+    return tuple(part.to(state) for part in compute(sde, dt))
+
+
+def _euler_operators(sde: Semilinear, dt: Tensor) -> Operators:
+    """Of the state, the drift and the noise."""
+    flow = sde.flow(dt)
+    return flow.decay, flow.mean * dt, *_noise(flow, (flow.mean,))
+
+
+def _sra1_operators(sde: Semilinear, dt: Tensor) -> Operators:
+    """Of state and drift in the stage; of state, both drifts, W and H in the step."""
+    flow, stage = sde.flow(dt), sde.flow(0.75 * dt)
+    late = (4 / 3) * dt * (flow.mean - flow.moment)
+    noise = _noise(flow, (flow.mean, 12 * flow.moment - 6 * flow.mean))
+    return stage.decay, stage.mean, flow.decay, dt * flow.mean - late, late, *noise
 
 
 def _noise(flow: LinearFlow, projection: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

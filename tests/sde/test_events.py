@@ -6,7 +6,7 @@ from statistics import NormalDist
 import pytest
 import torch
 
-from sde import SDE, NoiseStream, NoiseStructure, first_passage
+from sde import CIR, SDE, NoiseStream, NoiseStructure, first_passage
 from tests.statistics import assert_mean
 
 _F64 = torch.float64
@@ -55,3 +55,9 @@ def test_matrix_noise_is_refused() -> None:
     sde = SDE(lambda t, x: x, lambda t, x: x.unsqueeze(-1), NoiseStructure.GENERAL, noise_dim=1)
     with pytest.raises(ValueError, match="`sde` must have noise of one process per component"):
         first_passage(sde, torch.zeros(3, 1), torch.linspace(0, 1, 3), NoiseStream(0, 0, 3), level=1.0)
+
+
+def test_equation_of_another_form_is_refused() -> None:
+    cir = CIR(2.0, 0.09, 0.3)
+    with pytest.raises(ValueError, match=r"`sde` must be an SDE; got CIR. Take its as_sde\(\)"):
+        first_passage(cir, torch.ones(3, 1), torch.linspace(0, 1, 3), NoiseStream(0, 0, 3), level=0.5)  # type: ignore[arg-type]

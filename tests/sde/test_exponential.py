@@ -7,9 +7,9 @@ import torch
 from scipy import linalg
 from torch import Tensor
 
-from sde import SDE, Backprop, Checkpointed, NoiseStream, NoiseStructure, Semilinear, solve
+from sde import SDE, Backprop, Checkpointed, NoiseStream, NoiseStructure, Semilinear, ode, solve
 from sde.noise import BrownianTree, GivenIncrements, WienerIncrements
-from sde.solvers import SRIW1, EulerMaruyama, ExponentialEuler, ExponentialSRA1, Solver, SPaRK
+from sde.solvers import SRA1, SRIW1, EulerMaruyama, ExponentialEuler, ExponentialSRA1, Solver, SPaRK
 from tests.statistics import assert_mean
 
 _LEVELS, _FINEST = (3, 4, 5, 6, 7), 10
@@ -100,16 +100,42 @@ def test_euler_has_strong_order_one_half_with_multiplicative_noise() -> None:
 
 
 @pytest.mark.parametrize("solver", _SCHEMES)
-def test_linear_decay_without_noise_is_exact(solver: Solver) -> None:
-    linear, rest = (
-        LINEAR_PARTS["full"],
-        SDE(lambda t, x: 0 * x + 0.3, lambda t, x: 0 * x, NoiseStructure.ADDITIVE),
-    )
+def test_linear_ordinary_equations_are_exact_for_any_step(solver: Solver) -> None:
+    linear, rest = LINEAR_PARTS["full"], ode(lambda t, x: 0 * x + 0.3)
     start = torch.tensor([[1.0, -2.0]], dtype=torch.float64)
-    end = solve(Semilinear(linear, rest), start, 5 * _UNIT, NoiseStream(0, 0, 1), solver=solver)[:, -1]
+    end = solve(Semilinear(linear, rest), start, 5 * _UNIT, None, solver=solver)[:, -1]
     decay = torch.linalg.matrix_exp(-5 * linear)
     fixed = torch.linalg.solve(linear, torch.full((2,), 0.3, dtype=torch.float64))
     torch.testing.assert_close(end[0], fixed + decay @ (start[0] - fixed), rtol=1e-12, atol=1e-13)
+
+
+def _two_fields(t: Tensor, x: Tensor) -> Tensor:
+    """Two vector fields that do not commute."""
+    return torch.stack((torch.stack((0.5 + 0 * x[:, 0], x[:, 0].sin()), 1), 0.3 * x), -1)
+
+
+@pytest.mark.parametrize("linear", [torch.zeros(2), torch.zeros(2, 2)])
+@pytest.mark.parametrize(
+    ("rest", "special", "general"),
+    [
+        (ARCTAN, ExponentialEuler(), EulerMaruyama()),
+        (SDE(ARCTAN.drift, ARCTAN.diffusion, NoiseStructure.SCALAR), ExponentialEuler(), EulerMaruyama()),
+        (
+            SDE(ARCTAN.drift, _two_fields, NoiseStructure.GENERAL, noise_dim=2),
+            ExponentialEuler(),
+            EulerMaruyama(),
+        ),
+        (SINE, ExponentialEuler(), EulerMaruyama()),
+        (SINE, ExponentialSRA1(), SRA1()),
+    ],
+)
+def test_schemes_without_a_linear_part_are_the_general_ones(
+    linear: Tensor, rest: SDE, special: Solver, general: Solver
+) -> None:
+    start, noise = torch.tensor([[0.5, 0.2]], dtype=torch.float64).expand(4, 2), NoiseStream(6, 0, 4)
+    one = solve(Semilinear(linear, rest), start, _UNIT, noise, solver=special, substeps=8)
+    other = solve(rest, start, _UNIT, noise, solver=general, substeps=8)
+    torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-13)
 
 
 def _covariance(linear: Tensor, solver: Solver, span: float) -> Tensor:

@@ -116,19 +116,35 @@ def test_heston_scheme_has_the_limit_of_the_equation() -> None:
 
 
 def test_call_prices_of_heston_have_their_values() -> None:
-    for maturity, price in ((1.0, 5.785155434), (10.0, 22.318945791)):
-        found = HESTON.call(spot=100.0, variance=0.0175, strike=100.0, maturity=maturity)
-        assert found == pytest.approx(price, abs=5e-10)
+    maturities = torch.tensor([1.0, 10.0], dtype=torch.float64)
+    prices = HESTON.call(spot=100.0, variance=0.0175, strike=100.0, maturity=maturities)
+    assert prices.tolist() == pytest.approx([5.785155434, 22.318945791], abs=5e-10)
 
 
-def test_call_price_becomes_that_of_black_and_scholes_for_steady_variance() -> None:
-    heston = Heston(CIR(2.0, 0.04, 1e-2), correlation=0.0, interest=0.05)
-    normal = torch.special.ndtr
-    upper = torch.tensor((math.log(100 / 110) + (0.05 + 0.02) * 2) / math.sqrt(0.08), dtype=torch.float64)
-    discounted = 110 * math.exp(-0.1)
-    expected = 100 * normal(upper) - discounted * normal(upper - math.sqrt(0.08))
-    found = heston.call(spot=100.0, variance=0.04, strike=110.0, maturity=2.0)
-    assert found == pytest.approx(float(expected), abs=5e-4)  # it differs by the squared volatility
+@pytest.mark.parametrize("volatility", [1e-4, 1e-2])
+def test_call_price_becomes_that_of_black_and_scholes_for_steady_variance(volatility: float) -> None:
+    heston = Heston(CIR(2.0, 0.04, volatility), correlation=0.0, interest=0.05)
+    strikes = torch.tensor([60.0, 110.0, 200.0], dtype=torch.float64)
+    upper = ((100 / strikes).log() + (0.05 + 0.02) * 2) / math.sqrt(0.08)
+    expected = 100 * torch.special.ndtr(upper) - strikes * math.exp(-0.1) * torch.special.ndtr(
+        upper - math.sqrt(0.08)
+    )
+    found = heston.call(spot=100.0, variance=0.04, strike=strikes, maturity=2.0)
+    # The variance of the integrated variance enters: a share of the squared volatility, and rounding.
+    torch.testing.assert_close(found, expected, rtol=0, atol=10 * volatility**2 + 1e-6)
+
+
+def test_call_price_has_its_gradient() -> None:
+    spot = torch.tensor([80.0, 100.0, 120.0], dtype=torch.float64, requires_grad=True)
+    volatility = torch.tensor(0.5751, dtype=torch.float64, requires_grad=True)
+
+    def prices(size: Tensor) -> Tensor:
+        heston = Heston(CIR(1.5768, 0.0398, size), correlation=-0.5711)
+        return heston.call(spot=spot, variance=0.0175, strike=100.0, maturity=1.0)
+
+    torch.autograd.gradcheck(lambda s: prices(s).sum(), volatility)
+    (delta,) = torch.autograd.grad(prices(volatility).sum(), spot)
+    assert bool(((delta > 0) & (delta < 1) & (delta.diff(append=torch.ones(1).double()) > 0)).all())
 
 
 @pytest.mark.parametrize("correlation", [-0.5711, 0.0, 0.5])

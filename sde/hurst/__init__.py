@@ -1,0 +1,20 @@
+"""Estimators of the Hurst index, with standard errors and diagnostic figures."""
+
+from sde.hurst.estimate import Diagnostic, HurstEstimate
+from sde.hurst.fluctuations import dfa, rescaled_range
+from sde.hurst.likelihood import fgn_spectral_density, maximum_likelihood, whittle
+from sde.hurst.variations import LocalHurst, local_index, quadratic_variations, variogram
+
+__all__ = [
+    "Diagnostic",
+    "HurstEstimate",
+    "LocalHurst",
+    "dfa",
+    "fgn_spectral_density",
+    "local_index",
+    "maximum_likelihood",
+    "quadratic_variations",
+    "rescaled_range",
+    "variogram",
+    "whittle",
+]
