@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from benchmarks import adaptive, gradients, processes, strong_order, weak_order
+from benchmarks import adaptive, gradients, processes, special_schemes, strong_order, weak_order
 from benchmarks.check import Figure, Section, at_most, main, reported, within
 from sde import SDE, NoiseStream, solve
 from sde.noise import Areas, CoarseIncrements, LevyLaw, WienerIncrements
@@ -118,6 +118,7 @@ SECTIONS: list[Section] = [
     levy_areas,
     *gradients.SECTIONS,
     *processes.SECTIONS,
+    *special_schemes.SECTIONS,
     *adaptive.SECTIONS,
 ]
 

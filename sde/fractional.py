@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from sde.equation import SDE, Calculus, NoiseStructure
+from sde.grid import make_grid
 from sde.noise.circulant import fgn
 from sde.noise.fractional import check_hurst
 from sde.noise.increments import GivenIncrements
@@ -33,7 +34,7 @@ from sde.noise.markov_fbm import MarkovFBM
 from sde.noise.ou_transition import low_rank_factors, slope_covariance
 from sde.noise.stream import NoiseStream, Purpose
 from sde.shapes import check_shapes
-from sde.solve import solve, time_grid
+from sde.solve import solve
 from sde.solvers.interface import Solver
 
 __all__ = ["augmented", "augmented_state", "fractional_increments", "solve_fractional"]
@@ -77,7 +78,7 @@ def fractional_increments(
         >>> fractional_increments(0.7, noise, torch.linspace(0, 1, 11), channels=2).shape
         (10, 8, 2)
     """
-    starts, sizes = (part.detach().cpu() for part in time_grid(times, substeps))
+    starts, sizes = (part.detach().cpu() for part in make_grid(times, substeps).steps())
     if isinstance(law, MarkovFBM):
         edges = torch.cat((starts, starts[-1:] + sizes[-1:])) - starts[0]
         wiener = law.increments(noise, edges, channels=channels, dtype=dtype, device=device)
