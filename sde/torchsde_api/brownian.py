@@ -237,7 +237,7 @@ class BrownianInterval(BaseBrownian):
             return CellPath(cells, length, inside, self.tol)
         drawn = cells.chunk(0, 1, Areas.SPACE_TIME)
         ends = [
-            (own if given is None else given.detach().view(own.shape)).transpose(0, 1)
+            (own if given is None else given.detach().reshape(own.shape)).transpose(0, 1)
             for own, given in ((drawn.wiener, wiener), (drawn.space_time, area))
             if own is not None
         ]
