@@ -179,12 +179,54 @@ def levy_areas(smoke: bool) -> Iterator[Figure]:
                 yield within(label, variance, 0.25 - slack, 0.25 + slack, f"{paths} samples")
 
 
+class Network(torch.nn.Module):
+    """A neural equation with diagonal noise."""
+
+    noise_type = "diagonal"
+
+    def __init__(self, sde_type: str) -> None:
+        super().__init__()
+        self.sde_type = sde_type
+        self.drift, self.diffusion = (torch.nn.Linear(DIM, DIM) for _ in range(2))
+
+    def f(self, t: Tensor, y: Tensor) -> Tensor:
+        """Drift."""
+        return self.drift(y)
+
+    def g(self, t: Tensor, y: Tensor) -> Tensor:
+        """Diffusion."""
+        return 0.1 * self.diffusion(y).sigmoid()
+
+
+def gradients(smoke: bool) -> Iterator[Figure]:
+    """Forward and backward pass of `sdeint_adjoint`, 100 steps of 64 paths."""
+    repeats = 2 if smoke else 5
+    cases = [("ito", "euler"), ("ito", "milstein"), ("ito", "srk")]
+    for sde_type, method in [*cases, ("stratonovich", "midpoint"), ("stratonovich", "reversible_heun")]:
+        model, seconds = Network(sde_type), {"torchsde": [], "torchsde_api": []}
+        for _ in range(repeats + 1):  # the first one warms up
+            for name, library in (("torchsde", original), ("torchsde_api", shim)):
+                bm = library.BrownianInterval(
+                    0.0, 1.0, (64, DIM), entropy=1, dt=0.01, levy_area_approximation="space-time"
+                )
+                start, marks = torch.ones(64, DIM, requires_grad=True), [time.perf_counter()]
+                states = library.sdeint_adjoint(model, start, [0.0, 1.0], bm=bm, dt=0.01, method=method)
+                marks.append(time.perf_counter())
+                states[-1].sum().backward()
+                marks.append(time.perf_counter())
+                seconds[name].append([right - left for left, right in pairwise(marks)])
+        for k, direction in enumerate(("forward", "backward")):
+            theirs, ours = (median(run[k] for run in runs[1:]) for runs in seconds.values())
+            detail = f"{1e3 * theirs:.0f} ms over {1e3 * ours:.0f} ms"
+            yield reported(f"{sde_type}, {method}, {direction}: ratio of times", theirs / ours, detail)
+
+
 def versions(smoke: bool) -> Iterator[Figure]:
     """What is compared."""
     yield reported("torchsde", metadata.version("torchsde"))
 
 
-SECTIONS: list[Section] = [versions, steps, slow_case, unhinted, levy_areas]
+SECTIONS: list[Section] = [versions, steps, gradients, slow_case, unhinted, levy_areas]
 
 if __name__ == "__main__":
     raise SystemExit(main("torchsde", SECTIONS))
