@@ -6,6 +6,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from sde.calculus import to_stratonovich
 from sde.equation import SDE
@@ -29,10 +30,16 @@ class Adjoint:
     the forward pass. The result is the gradient of the exact solution up to both discretisations,
     not of the numbers that the forward pass returned. The state is restored at the instants that were saved.
 
+    Attributes:
+        allow_missing: Whether drift and diffusion may use tensors that the equation does not name among its
+            parameters; they get no gradient.
+
     References:
         Li, Wong, Chen & Duvenaud (2020), Scalable gradients for stochastic differential equations, section 3.
         arXiv:2001.01328
     """
+
+    allow_missing: bool = False
 
     def run(self, plan: Plan, initial: Tensor, report: Callable[[int], None]) -> Tensor:
         """States at the instants, shape ``(n, T, *shape)``.
@@ -42,7 +49,8 @@ class Adjoint:
         """
         if not isinstance(plan.sde, SDE):
             raise ValueError(f"`sde` must be an SDE for this gradient; got {type(plan.sde).__name__}.")
-        check_parameters(plan, initial, (plan.sde.drift, plan.sde.diffusion))
+        if not self.allow_missing:
+            check_parameters(plan, initial, (plan.sde.drift, plan.sde.diffusion))
         return _AdjointSolve.apply(plan, report, initial, plan.grid.times, *trainable(plan))  # type: ignore[return-value]
 
 
@@ -82,6 +90,7 @@ class _AdjointSolve(torch.autograd.Function):
         return paths
 
     @staticmethod
+    @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: _Context, cotangents: Tensor
     ) -> tuple[Tensor | None, ...]:
@@ -115,7 +124,12 @@ def _step_back(
             drift, noise = sde.drift(at, x), sde.product(sde.diffusion(at, x), increment.wiener)
             move = drift * dt + noise
             inputs = (x, *parameters, *((at,) if instants.wanted else ()))
-            grads = torch.autograd.grad((a * move).sum(), inputs, allow_unused=True)
+            constant = not move.requires_grad  # in the state, the instants and the parameters
+            grads = (
+                (None,) * len(inputs)
+                if constant
+                else torch.autograd.grad((a * move).sum(), inputs, allow_unused=True)
+            )
         if instants.wanted:
             instants.add_length(number, dt, 0.5 * a, drift.detach(), noise.detach())
             instants.add_time(number, None if grads[-1] is None else 0.5 * grads[-1], end=end)

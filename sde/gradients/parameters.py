@@ -27,20 +27,21 @@ def check_parameters(
     """
     with torch.enable_grad():
         values = [function(plan.starts[0].detach(), initial.detach()) for function in functions]
-    known = {id(parameter) for parameter in trainable(plan)}
+    known = trainable(plan)
     roots = [value.grad_fn for value in values if value.grad_fn is not None]
-    unknown = [leaf for leaf in _leaves(roots) if id(leaf) not in known]
+    named = [parameter.grad_fn for parameter in known if parameter.grad_fn is not None]
+    unknown = [leaf for leaf in _leaves(roots, named) if all(leaf is not parameter for parameter in known)]
     if unknown:
         raise ValueError(
             f"`parameters` of the equation must name all tensors with gradients; {len(unknown)} are missing, "
-            f"one of shape {tuple(unknown[0].shape)}. Pass leaf tensors as SDE(..., parameters=...), "
+            f"one of shape {tuple(unknown[0].shape)}. Pass them as SDE(..., parameters=...), "
             "or use gradient=Checkpointed()."
         )
 
 
-def _leaves(roots: list) -> list[Tensor]:
-    """Leaf tensors below the nodes of a graph."""
-    seen, stack, leaves = set(), list(roots), []
+def _leaves(roots: list, ends: list) -> list[Tensor]:
+    """Leaf tensors below the nodes of a graph, without going below some nodes."""
+    seen, stack, leaves = set(ends), list(roots), []
     while stack:
         node = stack.pop()
         if node is None or node in seen:

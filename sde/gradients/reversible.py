@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from sde.equation import SDE
 from sde.gradients.instants import InstantBars
@@ -26,10 +27,16 @@ class Reversible:
     :class:`Backprop` to rounding, with respect to the initial state, the instants and the parameters of
     the equation.
 
+    Attributes:
+        allow_missing: Whether drift and diffusion may use tensors that the equation does not name among its
+            parameters; they get no gradient.
+
     References:
         Kidger, Foster, Li & Lyons (2021), Efficient and accurate gradients for neural SDEs, algorithm 2.
         arXiv:2105.13493
     """
+
+    allow_missing: bool = False
 
     def run(self, plan: Plan, initial: Tensor, report: Callable[[int], None]) -> Tensor:
         """States at the instants, shape ``(n, T, *shape)``.
@@ -42,7 +49,8 @@ class Reversible:
                 f"`solver` must be ReversibleHeun() for this gradient; got {type(plan.solver).__name__}."
             )
         assert isinstance(plan.sde, SDE)  # the solver integrates nothing else
-        check_parameters(plan, initial, (plan.sde.drift, plan.sde.diffusion))
+        if not self.allow_missing:
+            check_parameters(plan, initial, (plan.sde.drift, plan.sde.diffusion))
         return _ReversibleSolve.apply(plan, report, initial, plan.grid.times, *trainable(plan))  # type: ignore[return-value]
 
 
@@ -85,6 +93,7 @@ class _ReversibleSolve(torch.autograd.Function):
         return stack(initial, saved)
 
     @staticmethod
+    @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: _Context, cotangents: Tensor
     ) -> tuple[Tensor | None, ...]:
