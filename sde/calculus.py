@@ -2,8 +2,8 @@ r"""From one calculus to the other, and tests of what an equation promises about
 
 .. math:: f_{\text{Ito}} = f_{\text{Stratonovich}} + \tfrac12 \sum_k (\partial g_k)\,g_k
 
-with the columns :math:`g_k` of the diffusion. The derivatives are forward-mode products, so no Jacobian is
-formed and gradients flow through them.
+with the columns :math:`g_k` of the diffusion. The derivatives are products with the Jacobian, which is not
+formed, and gradients flow through them.
 
 References:
     Kloeden & Platen (1992), section 4.9. doi:10.1007/978-3-662-12616-5
@@ -13,11 +13,11 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.func import jvp
+from torch.func import jvp, vjp
 
 from sde.equation import SDE, Calculus, Coefficient, NoiseStructure
 
-__all__ = ["check_structure", "correction", "to_ito", "to_stratonovich"]
+__all__ = ["check_structure", "correction", "diffusion_along_itself", "to_ito", "to_stratonovich"]
 
 
 def to_ito(sde: SDE) -> SDE:
@@ -67,11 +67,24 @@ def correction(sde: SDE, time: Tensor, state: Tensor) -> Tensor:
         What the Ito drift has more than the Stratonovich drift.
     """
     if sde.noise_dim is None:
-        diffusion = sde.diffusion(time, state)
-        return 0.5 * jvp(lambda x: sde.diffusion(time, x), (state,), (diffusion.expand_as(state),))[1]
+        return 0.5 * diffusion_along_itself(sde, time, state)[1]
     columns = sde.diffusion(time, state).unbind(-1)
     along = [column_derivative(sde.diffusion, time, state, k, columns[k]) for k in range(len(columns))]
     return 0.5 * torch.stack(along).sum(0)
+
+
+def diffusion_along_itself(sde: SDE, time: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """The diffusion of noise without a matrix and its derivative along itself, each ``(n, *shape)``."""
+
+    def diffusion(x: Tensor) -> Tensor:
+        return sde.diffusion(time, x).expand_as(x)
+
+    if sde.structure is NoiseStructure.DIAGONAL:
+        # The Jacobian is diagonal, hence its own transpose: reverse mode, which costs less here.
+        value, pull = vjp(diffusion, state)[:2]
+        return value, pull(value)[0]
+    value = diffusion(state)
+    return value, jvp(diffusion, (state,), (value,))[1]
 
 
 def column_derivative(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.func import jvp
 
-from sde.calculus import column_derivative
+from sde.calculus import column_derivative, diffusion_along_itself
 from sde.equation import SDE, Calculus, NoiseStructure
 from sde.noise.increments import Areas, Increment
 from sde.solvers.interface import OneStep, Orders, orders
@@ -31,8 +31,8 @@ class Milstein(OneStep):
     .. math:: X_{k+1} = X_k + f\,h + g\,\Delta W
               + \tfrac12 \sum_{i,j} (\partial g_j)\,g_i\,(\Delta W_i \Delta W_j - \delta_{ij} h)
 
-    Strong order 1. The derivative of the diffusion is taken along the directions that are needed, by forward
-    mode: one for diagonal and scalar noise, one for each process otherwise.
+    Strong order 1. The derivative of the diffusion is taken along the directions that are needed: one for
+    diagonal and scalar noise, one for each process otherwise.
 
     References:
         Kloeden & Platen (1992), section 10.3. doi:10.1007/978-3-662-12616-5
@@ -68,14 +68,15 @@ def _milstein(
     sde: SDE, time: Tensor, state: Tensor, dt: Tensor, wiener: Tensor, ito: Tensor | None
 ) -> Tensor:
     """Step with the iterated integrals of commutative noise; ``ito`` is their mean on the diagonal."""
+    moved = state + sde.drift(time, state) * dt
+    if sde.structure in (NoiseStructure.DIAGONAL, NoiseStructure.SCALAR):
+        squares = wiener * wiener if ito is None else wiener * wiener - ito
+        diffusion, along = diffusion_along_itself(sde, time, state)
+        return moved + diffusion * wiener + 0.5 * along * squares
     diffusion = sde.diffusion(time, state)
-    result = state + sde.drift(time, state) * dt + sde.product(diffusion, wiener)
+    result = moved + sde.product(diffusion, wiener)
     if sde.structure in (NoiseStructure.ADDITIVE, NoiseStructure.NONE):
         return result
-    if sde.noise_dim is None:
-        squares = wiener * wiener if ito is None else wiener * wiener - ito
-        along = jvp(lambda x: sde.diffusion(time, x), (state,), (diffusion.expand_as(state),))[1]
-        return result + 0.5 * along * squares
     # The derivative along g W holds all products; the diagonal's mean is taken off one process at a time.
     total = sde.product(diffusion, wiener)
     result = result + 0.5 * jvp(lambda x: sde.product(sde.diffusion(time, x), wiener), (state,), (total,))[1]
