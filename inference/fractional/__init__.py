@@ -2,7 +2,7 @@
 
 from inference.fractional.chain import GaussianChain, Observations, fractional_chain, linear_transition
 from inference.fractional.control import HeldControl, held_control
-from inference.fractional.evidence import filtered, log_evidence
+from inference.fractional.evidence import Smoothed, log_evidence, smoothed
 from inference.fractional.guide import GuidedPaths, GuidedPosterior
 
 __all__ = [
@@ -11,9 +11,10 @@ __all__ = [
     "GuidedPosterior",
     "HeldControl",
     "Observations",
-    "filtered",
+    "Smoothed",
     "fractional_chain",
     "held_control",
     "linear_transition",
     "log_evidence",
+    "smoothed",
 ]

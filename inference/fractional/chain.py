@@ -68,10 +68,10 @@ class Observations:
     Args:
         steps: Numbers of the instants, increasing, shape ``(M,)``.
         values: What was observed, one series or several at the same instants, shape ``(M,)`` or ``(B, M)``.
-        deviation: Standard deviation of the noise, positive.
+        deviation: Standard deviation of the noise, positive: one, or one for each instant, shape ``(M,)``.
 
     Raises:
-        ValueError: If a shape is wrong, the steps do not increase, or the deviation is not positive.
+        ValueError: If a shape is wrong, the steps do not increase, or a deviation is not positive.
     """
 
     steps: Sequence[int]
@@ -87,28 +87,35 @@ class Observations:
                 f"`values` must have shape (M) or (B, M) with M = {len(steps)}; "
                 f"got {tuple(self.values.shape)}."
             )
-        if not float(torch.as_tensor(self.deviation).detach()) > 0:
+        deviation = torch.as_tensor(self.deviation).detach()
+        if tuple(deviation.shape) not in ((), (len(steps),)):
+            raise ValueError(
+                f"`deviation` must have shape () or ({len(steps)},); got {tuple(deviation.shape)}."
+            )
+        if not bool((deviation > 0).all()):
             raise ValueError(f"`deviation` must be positive; got {self.deviation}.")
 
     @property
-    def variance(self) -> Tensor:
-        """Variance of the noise, 0-d float64."""
-        return torch.as_tensor(self.deviation, dtype=torch.float64).square()
+    def num_series(self) -> int:
+        """Number of series."""
+        return self.values.reshape(-1, len(self.steps)).shape[0]
 
-    def at(self, step: int) -> Tensor | None:
-        """The values ``(B,)`` that were observed at an instant, if any."""
+    def at(self, step: int) -> tuple[Tensor, Tensor] | None:
+        """The values ``(B,)`` that were observed at an instant and their variance, if any."""
         steps = list(self.steps)
         if step not in steps:
             return None
-        return self.values.double().reshape(-1, len(steps))[:, steps.index(step)]
+        place = steps.index(step)
+        variance = torch.as_tensor(self.deviation, dtype=torch.float64).square().expand(len(steps))
+        return self.values.double().reshape(-1, len(steps))[:, place], variance[place]
 
     def log_density(self, step: int, process: Tensor) -> Tensor:
         """Log density of what was observed at an instant, given the process there, of its shape."""
-        values = self.at(step)
-        if values is None:
+        seen = self.at(step)
+        if seen is None:
             return torch.zeros_like(process)
-        gap = values - process
-        return -0.5 * (gap.square() / self.variance + torch.log(2 * math.pi * self.variance))
+        values, variance = seen
+        return -0.5 * ((values - process).square() / variance + torch.log(2 * math.pi * variance))
 
 
 def linear_transition(matrix: Tensor, noise: Tensor, span: Tensor) -> tuple[Tensor, Tensor]:

@@ -60,15 +60,16 @@ def held_control(
         raise ValueError("`chain` must have equal steps; got different ones.")
     if model.type != "II" or observations.values.dim() != 1:
         raise ValueError("`model` must be of type II and `observations` one series.")
-    span, row, variance = spans[0], chain.row, observations.variance
+    span, row = spans[0], chain.row
     push = _push(model, span, scale)
     size = len(chain.mean)
     # The cost to go is z'Az/2 - b'z + c.
     a, b, c = torch.zeros(size, size).double(), torch.zeros(size).double(), torch.zeros(()).double()
     gains, offsets = [], []
     for n in range(chain.num_steps, -1, -1):
-        values = observations.at(n)
-        if values is not None:
+        seen = observations.at(n)
+        if seen is not None:
+            values, variance = seen
             a = a + torch.outer(row, row) / variance
             b = b + values[0] * row / variance
             c = c + 0.5 * (values[0] ** 2 / variance + torch.log(2 * math.pi * variance))

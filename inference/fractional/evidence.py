@@ -1,13 +1,22 @@
 """The exact evidence of noisy observations of a linear Gaussian chain, by Kalman's filter."""
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from inference.fractional.chain import GaussianChain, Observations
 
-__all__ = ["filtered", "log_evidence"]
+__all__ = ["Smoothed", "log_evidence", "smoothed"]
+
+
+class Smoothed(NamedTuple):
+    """The process at every instant, given all observations."""
+
+    log_evidence: Tensor  #: shape ``(B,)``
+    mean: Tensor  #: shape ``(B, N + 1)``
+    variance: Tensor  #: shape ``(N + 1,)``, shared by the series
 
 
 def log_evidence(chain: GaussianChain, observations: Observations) -> Tensor:
@@ -37,37 +46,79 @@ def log_evidence(chain: GaussianChain, observations: Observations) -> Tensor:
         Sarkka & Solin (2019), Applied Stochastic Differential Equations, chapter 10.
         doi:10.1017/9781108186735
     """
-    return filtered(chain, observations)[0]
+    return _forwards(chain, observations)[0]
 
 
-def filtered(chain: GaussianChain, observations: Observations) -> tuple[Tensor, Tensor, Tensor]:
-    """Log evidence, and mean and variance of the process given the observations up to each instant.
+def smoothed(chain: GaussianChain, observations: Observations) -> Smoothed:
+    """The process given all observations: evidence, and mean and variance at every instant.
+
+    Backwards by Bryson and Frazier's recursion, which inverts no covariance: those of the steps have low
+    rank.
+
+    Args:
+        chain: The process.
+        observations: At some of its instants.
 
     Returns:
-        Shapes ``(B,)``, ``(B, N + 1)`` and ``(N + 1,)``; the variance is shared by the series.
+        Moments, float64, differentiable.
+
+    Raises:
+        ValueError: If an observation lies behind the last instant.
+
+    References:
+        Bierman (1977), Factorization Methods for Discrete Sequential Estimation, section X.5.
     """
+    total, states = _forwards(chain, observations)
+    row, size = chain.row, len(chain.mean)
+    pull, precision = torch.zeros_like(states[-1].mean), chain.mean.new_zeros(size, size)
+    means, variances = [], []
+    for n in range(chain.num_steps, -1, -1):
+        mean, covariance, seen = states[n]
+        if seen is not None:
+            gap, gain, variance = seen
+            keep = torch.eye(size, dtype=torch.float64) - torch.outer(gain / variance, row)
+            pull = pull @ keep - torch.outer(gap, row) / variance
+            precision = keep.mT @ precision @ keep + torch.outer(row, row) / variance
+        spread = covariance @ row
+        means.append(mean @ row - pull @ spread)
+        variances.append(row @ spread - spread @ precision @ spread)
+        if n:
+            transition = chain.transitions[n - 1]
+            pull, precision = pull @ transition, transition.mT @ precision @ transition
+    return Smoothed(total, torch.stack(means[::-1], 1), torch.stack(variances[::-1]))
+
+
+class _Predicted(NamedTuple):
+    """A state before what is observed there."""
+
+    mean: Tensor  #: shape ``(B, D)``
+    covariance: Tensor  #: shape ``(D, D)``
+    seen: tuple[Tensor, Tensor, Tensor] | None  #: gap ``(B,)``, gain ``(D,)`` and variance of an observation
+
+
+def _forwards(chain: GaussianChain, observations: Observations) -> tuple[Tensor, list[_Predicted]]:
+    """Kalman's filter: log evidence, and the predictions."""
     if max(observations.steps) > chain.num_steps:
         raise ValueError(
             f"`observations` must lie at the instants 0 to {chain.num_steps} of the chain; "
             f"got {max(observations.steps)}."
         )
-    series = observations.values.reshape(-1, len(observations.steps)).shape[0]
-    mean, covariance = chain.mean.expand(series, -1), chain.start @ chain.start.mT
-    total, row = chain.mean.new_zeros(series), chain.row
-    means, variances = [], []
+    mean = chain.mean.expand(observations.num_series, -1)
+    covariance, row = chain.start @ chain.start.mT, chain.row
+    total, states = chain.mean.new_zeros(observations.num_series), []
     for n in range(chain.num_steps + 1):
         if n:
             transition = chain.transitions[n - 1]
             mean = mean @ transition.mT
             covariance = transition @ covariance @ transition.mT + chain.covariances[n - 1]
-        values = observations.at(n)
-        if values is not None:
-            gain = covariance @ row
-            variance = row @ gain + observations.variance
-            gap = values - mean @ row
+        before, seen = (mean, covariance), observations.at(n)
+        update = None
+        if seen is not None:
+            gain, gap = covariance @ row, seen[0] - mean @ row
+            variance = row @ gain + seen[1]
             total = total - 0.5 * (gap.square() / variance + torch.log(2 * math.pi * variance))
             mean = mean + gap[:, None] * (gain / variance)
             covariance = covariance - torch.outer(gain, gain) / variance
-        means.append(mean @ row)
-        variances.append(row @ covariance @ row)
-    return total, torch.stack(means, 1), torch.stack(variances)
+            update = gap, gain, variance
+        states.append(_Predicted(*before, update))
+    return total, states

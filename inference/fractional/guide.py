@@ -129,15 +129,14 @@ def _one(observations: Observations, series: int) -> Observations:
 
 def _backwards(chain: GaussianChain, observations: Observations) -> list[_Law]:
     """The laws of the noise: of the initial state, then of every step."""
-    size, row, variance = len(chain.mean), chain.row, observations.variance
-    series = observations.values.reshape(-1, len(observations.steps)).shape[0]
+    size, row, series = len(chain.mean), chain.row, observations.num_series
     precision, eta = chain.mean.new_zeros(size, size), chain.mean.new_zeros(series, size)
     laws: list[_Law] = []
     for n in range(chain.num_steps, -1, -1):
-        values = observations.at(n)
-        if values is not None:
-            precision = precision + torch.outer(row, row) / variance
-            eta = eta + values[:, None] * row / variance
+        seen = observations.at(n)
+        if seen is not None:
+            precision = precision + torch.outer(row, row) / seen[1]
+            eta = eta + seen[0][:, None] * row / seen[1]
         factor = chain.start if n == 0 else chain.factors[n - 1]
         inner = torch.eye(factor.shape[1], dtype=torch.float64) + factor.mT @ precision @ factor
         root = torch.linalg.cholesky(inner)

@@ -10,11 +10,11 @@ from inference.fractional import (
     GaussianChain,
     GuidedPosterior,
     Observations,
-    filtered,
     fractional_chain,
     held_control,
     linear_transition,
     log_evidence,
+    smoothed,
 )
 from sde import NoiseStream
 from sde.noise import MarkovFBM
@@ -92,10 +92,10 @@ def test_posterior_has_the_moments_of_gaussian_regression() -> None:
     mean = gain @ seen.values
     remaining = covariance - gain @ covariance[index]
     exact = torch.distributions.MultivariateNormal(torch.zeros(3, dtype=_F64), noisy).log_prob(seen.values)
-    total, means, variances = filtered(chain, seen)
-    torch.testing.assert_close(total[0], exact)
-    torch.testing.assert_close(means[0, -1], mean[-1])
-    torch.testing.assert_close(variances[-1], remaining[-1, -1])
+    found = smoothed(chain, seen)
+    torch.testing.assert_close(found.log_evidence[0], exact)
+    torch.testing.assert_close(found.mean[0], mean)
+    torch.testing.assert_close(found.variance, remaining.diagonal())
     paths = GuidedPosterior(chain, seen).sample(NoiseStream(1, 0, 100_000))
     process = paths.states @ chain.row
     assert_mean(process, mean, bias=0.03)
