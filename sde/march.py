@@ -82,14 +82,13 @@ class Plan:
             count: How many steps are taken.
             amend: What becomes of a step: the step and what was carried into it, to what is carried on.
         """
-        starts, sizes = self.starts.unbind(), self.sizes.unbind()
         step, sde = self.solver.step, self.sde.checked() if first == 0 else self.sde
         for begin in range(first, first + count, self.chunk):
             end = min(begin + self.chunk, first + count)
-            for k, increment in enumerate(self.noise(begin, end - begin), begin):
-                taken = Step(
-                    k, starts[k], sizes[k], increment, step(sde, starts[k], carry, sizes[k], increment)
-                )
+            starts, sizes = self.starts[begin:end].unbind(), self.sizes[begin:end].unbind()
+            increments = self.noise(begin, end - begin)
+            for k, time, dt, increment in zip(range(begin, end), starts, sizes, increments, strict=True):
+                taken = Step(k, time, dt, increment, step(sde, time, carry, dt, increment))
                 if amend is not None:
                     taken = taken._replace(carry=amend(taken, carry))
                 carry, sde = taken.carry, self.sde  # the first step has checked the shapes
