@@ -4,7 +4,7 @@ import pytest
 
 pytest.importorskip("matplotlib", reason="needs the extra plot")
 
-from examples import executors_and_resume, sde_monte_carlo, sobol_function
+from examples import executors_and_resume, fractional_bridge, sde_monte_carlo, sobol_function
 
 
 def test_sde_monte_carlo_finds_the_exact_mean(tmp_path):
@@ -31,4 +31,13 @@ def test_executors_and_a_killed_run_agree(tmp_path):
     assert len(set(numbers["digests"].values())) == 1
     assert 200 <= numbers["committed_at_kill"] < 400
     assert numbers["resumed_evaluations"] == 0
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+def test_fractional_bridges_are_right_with_the_automatic_grid_only(tmp_path):
+    numbers = fractional_bridge.main(tmp_path)
+    assert numbers["automatic"] < 0.01
+    assert numbers["published"] > 0.1
+    assert numbers["evidence"] < 0.01
+    assert numbers["spread"] < 1e-8
     assert (tmp_path / "figure.png").stat().st_size > 10_000
