@@ -309,11 +309,7 @@ def speed(smoke: bool) -> Iterator[Figure]:
         time = _median(
             lambda n=1 << power, m=paths: fgn(0.7, NoiseStream(0, 0, m), n, dtype=torch.float32), seconds / 2
         )
-        detail = (
-            "with its spectrum, one path"
-            if paths == 1
-            else f"with its spectrum, {paths} path{'s' * (paths > 1)}"
-        )
+        detail = f"with its spectrum, {_number(paths)}"
         yield reported(f"exact noise, n = 2^{power}: ns per point", 1e9 * time / (paths << power), detail)
     if not smoke:
         long = torch.linspace(0, 1, (1 << 20) + 1, dtype=torch.float64)
@@ -327,10 +323,7 @@ def _samplers(hurst: float, count: int) -> Iterator[tuple[str, Callable[[], Tens
     sampler = fgn_sampler(hurst, count)
     for dtype in (torch.float32, torch.float64):
         for paths in (1, 16):
-            noise, name = (
-                NoiseStream(0, 0, paths),
-                f"exact noise, {str(dtype)[6:]}, {paths} path{'s' * (paths > 1)}",
-            )
+            name, noise = f"exact noise, {str(dtype)[6:]}, {_number(paths)}", NoiseStream(0, 0, paths)
             yield name, lambda z=noise, d=dtype: sampler.draw(z, dtype=d), paths
     times, model = torch.arange(count + 1).double(), MarkovFBM(hurst, 16, T=float(count), dt=1.0)
 
@@ -348,6 +341,11 @@ def _samplers(hurst: float, count: int) -> Iterator[tuple[str, Callable[[], Tens
     yield "stochastic", sample, 1
     draw = (lambda: torchfbm.generate_davies_harte(count, hurst, size=(16,))) if torchfbm else None
     yield "torchfbm, its default float32, 16 paths", draw, 16
+
+
+def _number(paths: int) -> str:
+    """A number of paths, in words."""
+    return "one path" if paths == 1 else f"{paths} paths"
 
 
 def _variance_error(values: Tensor, hurst: float) -> float:

@@ -32,3 +32,19 @@ def test_executors_and_a_killed_run_agree(tmp_path):
     assert 200 <= numbers["committed_at_kill"] < 400
     assert numbers["resumed_evaluations"] == 0
     assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_volatility_is_rough_and_its_proxy_noisy(tmp_path):
+    pytest.importorskip("arch", reason="needs the extra data")
+    from examples import rough_volatility
+
+    numbers = rough_volatility.main(tmp_path)
+    proxy, implied = numbers["S&P 500, range"], numbers["VIX"]
+    plain, noisy = proxy["maximum likelihood"], proxy["Markov likelihood with noise"]
+    # Noise drags the plain estimate down; the model of it finds more, but far from one half.
+    assert plain[0] == pytest.approx(0.070, abs=0.002)
+    assert plain[2] < noisy[0] < noisy[2] < 0.3
+    assert implied["maximum likelihood"][0] == pytest.approx(0.436, abs=0.005)
+    assert implied["maximum likelihood"][2] < 0.5
+    assert (tmp_path / "figure.png").stat().st_size > 10_000

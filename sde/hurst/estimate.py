@@ -74,6 +74,7 @@ class HurstEstimate:
         method: Name of the estimator.
         diagnostic: For the figure.
         response: How slopes depend on the index, where the method was calibrated: the intervals follow it.
+        noise: Estimated standard deviation of the measurement noise, where the method has one.
     """
 
     H: Tensor
@@ -83,6 +84,7 @@ class HurstEstimate:
     method: str
     diagnostic: Diagnostic
     response: Response | None = None
+    noise: Tensor | None = None
 
     def __repr__(self) -> str:
         if self.H.dim():
