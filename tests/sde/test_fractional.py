@@ -14,6 +14,7 @@ from sde.noise.fractional import (
     multifractional_covariance,
     riemann_liouville_covariance,
 )
+from sde.noise.fractional_ou import fou_path
 from sde.noise.gaussian_path import condition, durbin_levinson, gaussian_path, hosking
 from tests.statistics import assert_mean
 
@@ -196,6 +197,17 @@ def test_fractional_ornstein_uhlenbeck_covariance_solves_its_equation(hurst):
             assert abs(value - float(expected)) <= 1e-13 * max(1.0, lag ** (2 * hurst))
     if hurst == 0.5:
         torch.testing.assert_close(values, 1.125 * torch.exp(-lags), rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("hurst", [0.1, 0.7, 0.9])
+def test_short_windows_of_a_long_memory_are_sampled_exactly(hurst):
+    # Beside the memory of 1 the window of 0.8 is short: for H > 1/2 its own embedding has negative eigenvalues.
+    row = fou_autocovariance(hurst, torch.arange(9).double() * 0.1)
+    factor = torch.linalg.cholesky(row[(torch.arange(9)[:, None] - torch.arange(9)).abs()])
+    paths = fou_path(hurst, NoiseStream(0, 0, 20_000), 8, dt=0.1, dtype=torch.float64)
+    white = torch.linalg.solve_triangular(factor, paths.mT, upper=False).mT
+    products = white[:, :, None] * white[:, None, :]
+    assert_mean(products.flatten(1), torch.eye(9, dtype=torch.float64).flatten(), bias=0.12)
 
 
 def test_fractional_ornstein_uhlenbeck_is_sampled_exactly():
