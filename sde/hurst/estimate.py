@@ -66,7 +66,8 @@ class HurstEstimate:
     """An estimate of the Hurst index, with its standard error.
 
     Attributes:
-        H: Estimates, float64, shape ``(...)``: one for each path.
+        H: Estimates, float64, shape ``(...)``: one for each path. A slope may leave (0, 1), which says that
+            the path is not fractional Brownian motion.
         std_error: Standard errors, likewise.
         raw: Slopes before bias correction; the same as ``H`` where there is none.
         scale: Estimated standard deviation of the increments over one step (over unit time for methods that
@@ -138,11 +139,13 @@ class HurstEstimate:
             markersize=2 if many else 5,
         )  # fmt: skip
         axes.plot(x, what.fitted[index].numpy(force=True), color="#1f5f8b", linewidth=2, label="fit")
+        h, (low, high) = float(self.H[index]), (float(end[index]) for end in self.interval())
         if what.logarithmic:
             axes.set(xscale="log", yscale="log")
-        h, error = float(self.H[index]), float(self.std_error[index])
+        else:  # a likelihood: a few intervals around its maximum
+            axes.set(xlim=(max(0.0, 3 * low - 2 * h), min(1.0, 3 * high - 2 * h)))
         axes.set(xlabel=what.labels[0], ylabel=what.labels[1])
-        axes.set_title(f"{self.method}: H = {h:.3f} ± {1.96 * error:.3f} (95 %)")
+        axes.set_title(f"{self.method}: H = {h:.3f}, 95 % interval [{low:.3f}, {high:.3f}]", fontsize=10)
         axes.legend(frameon=False)
         return figure
 

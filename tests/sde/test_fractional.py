@@ -201,7 +201,7 @@ def test_fractional_ornstein_uhlenbeck_covariance_solves_its_equation(hurst):
 
 @pytest.mark.parametrize("hurst", [0.1, 0.7, 0.9])
 def test_short_windows_of_a_long_memory_are_sampled_exactly(hurst):
-    # Beside the memory of 1 the window of 0.8 is short: for H > 1/2 its own embedding has negative eigenvalues.
+    # The window of 0.8 is short beside the memory of 1: its own embedding fails for H > 1/2.
     row = fou_autocovariance(hurst, torch.arange(9).double() * 0.1)
     factor = torch.linalg.cholesky(row[(torch.arange(9)[:, None] - torch.arange(9)).abs()])
     paths = fou_path(hurst, NoiseStream(0, 0, 20_000), 8, dt=0.1, dtype=torch.float64)
