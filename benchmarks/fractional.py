@@ -295,6 +295,9 @@ def speed(smoke: bool) -> Iterator[Figure]:
             rate = paths * count / time
             detail = f"{_variance_error(values, hurst):+.3f} relative error of the variance of differences"
             yield reported(f"{name}, H = {hurst}: points per second", rate, detail)
+        step = torch.ones(1, dtype=torch.float64)
+        exact = float(MarkovFBM(hurst, 16, T=float(count), dt=1.0).covariance(step, step))
+        yield reported(f"Markov approximation, K = 16, H = {hurst}: error of the step's variance", exact - 1)
     times = torch.linspace(0, 1, 1001, dtype=torch.float64)
     for num in (5, 8, 12, 16, 24):
         model, noise = MarkovFBM(0.3, num), NoiseStream(0, 0, 256)

@@ -20,7 +20,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sde.noise.ou_transition import decays, low_rank_factors, noise_covariance, slope_covariance
+from sde.noise.gaussian_path import low_rank_factors
+from sde.noise.ou_transition import decays, noise_covariance, slope_covariance
 from sde.noise.stream import NoiseStream, Purpose
 
 __all__ = ["MarkovSampler"]

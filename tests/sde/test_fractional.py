@@ -156,6 +156,8 @@ def test_conditional_paths_meet_exact_observations_and_have_the_law_of_the_bridg
     )
     mean = noise_free.mean(torch.tensor([0.4, -1.0]))
     torch.testing.assert_close(mean[[0, 4, 8]], torch.tensor([0.0, 0.4, -1.0]).double(), rtol=0, atol=1e-12)
+    paths = noise_free.sample(torch.tensor([0.4, -1.0]), NoiseStream(0, 0, 50), dtype=torch.float64)
+    torch.testing.assert_close(paths[:, [0, 4, 8]], mean[[0, 4, 8]].expand(50, 3), rtol=0, atol=1e-9)
     # One observation of standard error 0.1 at t = 2: the formula of the scalar case.
     end = seen[1:]
     observed = fbm_covariance(0.7, end, end) + 0.01

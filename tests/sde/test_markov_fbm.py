@@ -5,9 +5,10 @@ import torch
 
 from sde import NoiseStream
 from sde.noise import MarkovFBM, fbm_covariance, riemann_liouville_covariance
+from sde.noise.gaussian_path import low_rank_factors
 from sde.noise.markov_grid import automatic_rates, paper_rates
 from sde.noise.markov_weights import cross_moments, gram, relative_error, weights
-from sde.noise.ou_transition import low_rank_factors, noise_covariance, slope_covariance
+from sde.noise.ou_transition import noise_covariance, slope_covariance
 from tests.statistics import assert_mean
 
 mpmath = pytest.importorskip("mpmath", reason="needs mpmath")
