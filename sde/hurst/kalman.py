@@ -14,13 +14,14 @@ References:
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from sde.hurst.estimate import Diagnostic, HurstEstimate, as_rows
-from sde.hurst.profile import Profile, indices
+from sde.hurst.estimate import Diagnostic, HurstEstimate, LikelihoodCurve, as_rows
 from sde.noise.markov_fbm import MarkovFBM
 from sde.noise.ou_transition import decays, noise_covariance, slope_covariance
 from sde.shapes import check_shapes
@@ -29,10 +30,13 @@ __all__ = ["markov_likelihood"]
 
 _WORST = 0.3  # certificate above which an index is not searched
 _LEVEL = 1e6  # prior variance of the level, over that of the path at its end: it is not known
-_RATIOS = (0.03, 0.08, 0.2, 0.5, 1.2, 3.0)  # noise over the size of an increment: where the search starts
-_LEAST = 1e-3  # ratio below which there is no noise to speak of
+_RATIOS = (0.01, 0.1, 0.3, 0.7, 1.5, 4.0)  # noise over the size of an increment: where the search starts
+_LEAST, _MOST = 1e-3, 1e3  # bounds of that ratio; at the lower one there is no noise to speak of
 _STENCIL = 1e-3
-_STEPS = 40
+_NEWTON = 6
+_NODES = 13  # indices at which the likelihood is profiled, and then again where it matters
+_LEVELS = 3
+_DEPTH = 10.0  # drop of the log-likelihood beyond which an index does not matter
 
 
 def markov_likelihood(
@@ -40,9 +44,9 @@ def markov_likelihood(
 ) -> HurstEstimate:
     r"""Hurst index, scale and measurement noise by maximum likelihood under the Markov approximation.
 
-    Indices whose certificate exceeds 0.3 for the length and the steps of the data are not searched. The
-    standard error is from the observed information, the other parameters being estimated; it is not to be
-    trusted where the noise is estimated as zero.
+    Indices whose certificate exceeds 0.3 for the length and the steps of the data are not searched. Intervals
+    are those of the likelihood ratio with the other parameters maximised over, and the standard error is half
+    the width of that of one standard deviation: where the noise may be zero the estimate is not normal.
 
     Args:
         times: Increasing instants, shape ``(T,)``, ``T >= 16``.
@@ -124,77 +128,72 @@ class _Likelihood:
 
     def without_noise(self) -> HurstEstimate:
         """The estimate where values are exact."""
-        nodes = indices()
-        log_sum, square_sum = self.at(nodes, torch.zeros_like(nodes))
-        profile = Profile.of(log_sum, square_sum[None], len(self.values) - 1)
-        h, error = (part[0] for part in profile.maximum(self.low, self.high))
-        grid = torch.linspace(self.low, self.high, 81, dtype=torch.float64)
-        seen = profile.log_likelihood(grid)[0]
-        return self._estimate(h, h.new_zeros(()), error, grid, seen)
+
+        def profiled(hurst: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+            return self._values(hurst, torch.zeros_like(hurst)), start
+
+        return self._estimate(*self._zoom(profiled))
 
     def with_noise(self) -> HurstEstimate:
-        """The estimate where values carry noise: a coarse grid, then Newton's method on differences."""
-        ratios = torch.tensor(_RATIOS, dtype=torch.float64)
-        points = torch.cartesian_prod(torch.linspace(self.low, self.high, 7).double(), ratios.log())
-        start = points[self._values(points).argmax()]
-        point, hessian = self._climb(start)
-        # No information about the noise where there is none: the index is then alone.
-        alone = bool(point[1] <= math.log(_LEAST) + 1e-9) or bool(torch.linalg.eigvalsh(hessian)[-1] >= 0)
-        variance = -1 / hessian[0, 0] if alone else torch.linalg.inv(-hessian)[0, 0]
-        error = variance.clamp(min=0).sqrt()
-        grid = torch.linspace(self.low, self.high, 41, dtype=torch.float64)
-        # Along the ridge: the noise that goes best with each index.
-        slope = 0.0 if alone else float(-hessian[0, 1] / hessian[1, 1])
-        ridge = (point[1] + slope * (grid - point[0])).clamp(min=math.log(_LEAST))
-        seen = self._values(torch.stack((grid, ridge), 1))
-        return self._estimate(point[0], point[1].exp(), error, grid, seen)
+        """The estimate where values carry noise of unknown size."""
+        return self._estimate(*self._zoom(self._best_noise))
 
-    def _climb(self, point: Tensor) -> tuple[Tensor, Tensor]:
-        """Maximiser in (index, log ratio), and the second derivatives there."""
-        floor = torch.tensor([self.low, math.log(_LEAST)], dtype=torch.float64)
-        ceiling = torch.tensor([self.high, math.log(1e3)], dtype=torch.float64)
-        reach = torch.tensor([0.1, 1.0], dtype=torch.float64)
-        value, gradient, hessian = self._expansion(point)
-        for _ in range(_STEPS):
-            curved = hessian - torch.diag((hessian.abs().sum(1)).clamp(min=1e-6)) * 1e-6
-            down = bool(torch.linalg.eigvalsh(curved)[-1] < 0)
-            step = -torch.linalg.solve(curved, gradient) if down else gradient / gradient.abs().max() * reach
-            step = step / (step.abs() / reach).max().clamp(min=1)
-            trial = (point + step).clamp(floor, ceiling)
-            found = self._expansion(trial)
-            if found[0] < value - 1e-9:
-                reach = reach / 4
-                continue
-            moved = float((trial - point).abs().max())
-            point, (value, gradient, hessian) = trial, found
-            if moved < 1e-5:
+    def _zoom(
+        self, profiled: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Indices where the likelihood matters, its logarithm, and the logarithmic ratios that go with it."""
+        grid = torch.linspace(self.low, self.high, _NODES, dtype=torch.float64)
+        coarse = torch.tensor(_RATIOS, dtype=torch.float64)
+        trials = self._values(grid.repeat_interleave(len(coarse)), coarse.repeat(len(grid)))
+        ratios = coarse.log()[trials.reshape(len(grid), -1).argmax(1)]
+        values, ratios = profiled(grid, ratios)
+        for _ in range(_LEVELS - 1):
+            near = (values > values.max() - _DEPTH).nonzero()[:, 0]
+            first, last = max(int(near[0]) - 1, 0), min(int(near[-1]) + 1, len(grid) - 1)
+            if last - first > 0.8 * len(grid):
                 break
-        return point, hessian
+            finer = torch.linspace(float(grid[first]), float(grid[last]), _NODES, dtype=torch.float64)
+            ratios = torch.from_numpy(np.interp(finer.numpy(), grid.numpy(), ratios.numpy()))
+            grid = finer
+            values, ratios = profiled(grid, ratios)
+        return grid, values, ratios
 
-    def _expansion(self, point: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Value, gradient and second derivatives by differences, nine filters at once."""
-        offsets = torch.cartesian_prod(*(torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64),) * 2) * _STENCIL
-        v = self._values(point + offsets).reshape(3, 3)
-        gradient = torch.stack((v[2, 1] - v[0, 1], v[1, 2] - v[1, 0])) / (2 * _STENCIL)
-        cross = (v[2, 2] - v[2, 0] - v[0, 2] + v[0, 0]) / 4
-        own = (v[2, 1] + v[0, 1] - 2 * v[1, 1], v[1, 2] + v[1, 0] - 2 * v[1, 1])
-        hessian = torch.stack((own[0], cross, cross, own[1])).reshape(2, 2) / _STENCIL**2
-        return v[1, 1], gradient, hessian
+    def _best_noise(self, hurst: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+        """Likelihood with the best ratio for each index, by Newton's method in its logarithm."""
+        low, high = math.log(_LEAST), math.log(_MOST)
+        best, ratio = hurst.new_full(hurst.shape, -math.inf), start
+        trial = start
+        for _ in range(_NEWTON):
+            points = torch.cat((trial - _STENCIL, trial, trial + _STENCIL))
+            behind, here, ahead = self._values(hurst.repeat(3), points.exp()).chunk(3)
+            better = here > best
+            best, ratio = torch.where(better, here, best), torch.where(better, trial, ratio)
+            slope, bend = (ahead - behind) / (2 * _STENCIL), (ahead - 2 * here + behind) / _STENCIL**2
+            step = torch.where(bend < 0, -slope / torch.where(bend < 0, bend, -1.0), slope.sign())
+            trial = (trial + step.clamp(-1, 1)).clamp(low, high)
+        return best, ratio
 
-    def _values(self, points: Tensor) -> Tensor:
-        """Profile log-likelihood at points (index, log ratio), shape ``(B, 2)``."""
-        log_sum, square_sum = self.at(points[:, 0], points[:, 1].exp())
+    def _values(self, hurst: Tensor, ratio: Tensor) -> Tensor:
+        """Profile log-likelihood over the scale, for each pair of index and ratio."""
+        log_sum, square_sum = self.at(hurst, ratio)
         count = len(self.values) - 1
         return -0.5 * (log_sum + count * (square_sum / count).log())
 
-    def _estimate(self, h: Tensor, ratio: Tensor, error: Tensor, grid: Tensor, seen: Tensor) -> HurstEstimate:
+    def _estimate(self, grid: Tensor, values: Tensor, ratios: Tensor) -> HurstEstimate:
         """The estimate, its scale and noise, and the figure of its likelihood."""
+        curve = LikelihoodCurve.through(grid, values)
+        h = curve.maximum()
+        low, high = curve.interval(h, 1.0)
+        error = (high - low) / 2
+        ratio = torch.as_tensor(np.interp(float(h), grid.numpy(), ratios.exp().numpy()))
+        ratio = torch.where(ratio > 2 * _LEAST, ratio, 0.0)
         scale = (self.at(h[None], ratio[None])[1][0] / (len(self.values) - 1)).sqrt()
-        parabola = torch.exp(-0.5 * ((grid - h) / error) ** 2)
+        parabola = torch.exp(-0.5 * ((curve.index - h) / error) ** 2)
         labels = ("Hurst index", "profile likelihood / maximum")
-        diagnostic = Diagnostic(grid, (seen - seen.max()).exp(), parabola, labels, logarithmic=False)
+        seen = (curve.log_likelihood - curve.log_likelihood.max()).exp()
+        diagnostic = Diagnostic(curve.index, seen, parabola, labels, logarithmic=False)
         noise = scale * ratio * self.step**h
-        return HurstEstimate(h, error, h, scale, "Markov likelihood", diagnostic, noise=noise)
+        return HurstEstimate(h, error, h, scale, "Markov likelihood", diagnostic, curve, noise)
 
     def _width(self) -> int:
         """Size of the state: the processes, their slopes, the level."""

@@ -232,7 +232,7 @@ def test_markov_likelihood_without_noise_is_close_to_the_exact_one():
 
 @pytest.mark.slow
 def test_intervals_of_the_markov_likelihood_cover_the_index():
-    repetitions, hurst, steps = 1000, 0.6, 150
+    repetitions, hurst, steps = 1000, 0.6, 120
     noise = NoiseStream(6, 0, repetitions)
     drawn = fbm_path(hurst, noise, steps, dtype=torch.float64)
     drawn = drawn + 0.5 * noise.normals(steps + 1, dtype=torch.float64)
