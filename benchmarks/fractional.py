@@ -168,12 +168,9 @@ def samples(smoke: bool) -> Iterator[Figure]:
             total += float(values.square().mean()) * 100 / num
             lagged += float((values[:, 1:] * values[:, :-1]).mean()) * 100 / num
         expected = 2 ** (2 * hurst - 1) - 1
-        # Five standard errors of a mean over 1000 paths where they exceed 0.02, as they do for H = 0.9.
-        width = max(0.02, 5 * 0.2 / math.sqrt(num) if hurst > 0.75 else 0.0)
-        yield within(f"float32 noise, H = {hurst}: variance", total, 1 - width, 1 + width, f"{num} paths")
-        yield within(
-            f"float32 noise, H = {hurst}: lag-one covariance", lagged, expected - width, expected + width
-        )
+        yield within(f"float32 noise, H = {hurst}: variance", total, 0.98, 1.02, f"{num} paths")
+        name = f"float32 noise, H = {hurst}: lag-one covariance"
+        yield within(name, lagged, expected - 0.02, expected + 0.02)
         if theirs is not None:
             values = theirs.generate_davies_harte(count, hurst, size=(20,), seed=0)
             yield reported(f"torchfbm in its default float32, H = {hurst}: variance", float(values.var()))
@@ -298,6 +295,9 @@ def speed(smoke: bool) -> Iterator[Figure]:
             rate = paths * count / time
             detail = f"{_variance_error(values, hurst):+.3f} relative error of the variance of differences"
             yield reported(f"{name}, H = {hurst}: points per second", rate, detail)
+        step = torch.ones(1, dtype=torch.float64)
+        exact = float(MarkovFBM(hurst, 16, T=float(count), dt=1.0).covariance(step, step))
+        yield reported(f"Markov approximation, K = 16, H = {hurst}: error of the step's variance", exact - 1)
     times = torch.linspace(0, 1, 1001, dtype=torch.float64)
     for num in (5, 8, 12, 16, 24):
         model, noise = MarkovFBM(0.3, num), NoiseStream(0, 0, 256)
@@ -309,11 +309,7 @@ def speed(smoke: bool) -> Iterator[Figure]:
         time = _median(
             lambda n=1 << power, m=paths: fgn(0.7, NoiseStream(0, 0, m), n, dtype=torch.float32), seconds / 2
         )
-        detail = (
-            "with its spectrum, one path"
-            if paths == 1
-            else f"with its spectrum, {paths} path{'s' * (paths > 1)}"
-        )
+        detail = f"with its spectrum, {_number(paths)}"
         yield reported(f"exact noise, n = 2^{power}: ns per point", 1e9 * time / (paths << power), detail)
     if not smoke:
         long = torch.linspace(0, 1, (1 << 20) + 1, dtype=torch.float64)
@@ -327,10 +323,7 @@ def _samplers(hurst: float, count: int) -> Iterator[tuple[str, Callable[[], Tens
     sampler = fgn_sampler(hurst, count)
     for dtype in (torch.float32, torch.float64):
         for paths in (1, 16):
-            noise, name = (
-                NoiseStream(0, 0, paths),
-                f"exact noise, {str(dtype)[6:]}, {paths} path{'s' * (paths > 1)}",
-            )
+            name, noise = f"exact noise, {str(dtype)[6:]}, {_number(paths)}", NoiseStream(0, 0, paths)
             yield name, lambda z=noise, d=dtype: sampler.draw(z, dtype=d), paths
     times, model = torch.arange(count + 1).double(), MarkovFBM(hurst, 16, T=float(count), dt=1.0)
 
@@ -348,6 +341,11 @@ def _samplers(hurst: float, count: int) -> Iterator[tuple[str, Callable[[], Tens
     yield "stochastic", sample, 1
     draw = (lambda: torchfbm.generate_davies_harte(count, hurst, size=(16,))) if torchfbm else None
     yield "torchfbm, its default float32, 16 paths", draw, 16
+
+
+def _number(paths: int) -> str:
+    """A number of paths, in words."""
+    return "one path" if paths == 1 else f"{paths} paths"
 
 
 def _variance_error(values: Tensor, hurst: float) -> float:

@@ -29,9 +29,10 @@ from sde.equation import SDE, Calculus, NoiseStructure
 from sde.grid import make_grid
 from sde.noise.circulant import fgn
 from sde.noise.fractional import check_hurst
+from sde.noise.gaussian_path import low_rank_factors
 from sde.noise.increments import GivenIncrements
 from sde.noise.markov_fbm import MarkovFBM
-from sde.noise.ou_transition import low_rank_factors, slope_covariance
+from sde.noise.ou_transition import slope_covariance
 from sde.noise.stream import NoiseStream, Purpose
 from sde.shapes import check_shapes
 from sde.solve import solve

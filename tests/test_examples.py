@@ -41,3 +41,19 @@ def test_fractional_bridges_are_right_with_the_automatic_grid_only(tmp_path):
     assert numbers["evidence"] < 0.01
     assert numbers["spread"] < 1e-8
     assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_volatility_is_rough_and_its_proxy_noisy(tmp_path):
+    pytest.importorskip("arch", reason="needs the extra data")
+    from examples import rough_volatility
+
+    numbers = rough_volatility.main(tmp_path)
+    proxy, implied = numbers["S&P 500, range"], numbers["VIX"]
+    plain, noisy = proxy["maximum likelihood"], proxy["Markov likelihood with noise"]
+    # Noise drags the plain estimate down; the model of it finds more, but far from one half.
+    assert plain[0] == pytest.approx(0.070, abs=0.002)
+    assert plain[2] < noisy[0] < noisy[2] < 0.3
+    assert implied["maximum likelihood"][0] == pytest.approx(0.436, abs=0.005)
+    assert implied["maximum likelihood"][2] < 0.5
+    assert (tmp_path / "figure.png").stat().st_size > 10_000

@@ -53,7 +53,8 @@ class Checkpointed:
 
     The increments are drawn again from their addresses, so no state of a generator is stored, and the
     gradient is that of :class:`Backprop` to the bit. With segments of :math:`\sqrt N` of the ``N`` steps the
-    memory is :math:`O(\sqrt N)`, for one more forward pass. Without a gradient to compute, and under
+    memory for tensors is :math:`O(\sqrt N)`, for one more forward pass; the empty nodes of the graph, some
+    kilobytes for each step, remain. Without a gradient to compute, and under
     transforms of ``torch.func``, it runs as :class:`Backprop`.
 
     Attributes:

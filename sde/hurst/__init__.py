@@ -2,6 +2,7 @@
 
 from sde.hurst.estimate import Diagnostic, HurstEstimate
 from sde.hurst.fluctuations import dfa, rescaled_range
+from sde.hurst.kalman import markov_likelihood
 from sde.hurst.likelihood import fgn_spectral_density, maximum_likelihood, whittle
 from sde.hurst.variations import LocalHurst, local_index, quadratic_variations, variogram
 
@@ -12,6 +13,7 @@ __all__ = [
     "dfa",
     "fgn_spectral_density",
     "local_index",
+    "markov_likelihood",
     "maximum_likelihood",
     "quadratic_variations",
     "rescaled_range",

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from scipy.interpolate import CubicSpline
 from torch import Tensor
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Diagnostic", "HurstEstimate", "as_rows"]
+__all__ = ["Diagnostic", "HurstEstimate", "LikelihoodCurve", "Response", "as_rows"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,10 +56,44 @@ class Response:
         index = np.interp(slope.numpy(), reached, self.index, left=0.0, right=1.0)
         return torch.as_tensor(index)
 
+    def interval(self, slope: Tensor, quantile: float) -> tuple[Tensor, Tensor]:
+        """Indices under which the slope is within ``quantile`` standard deviations of its mean."""
+        return self.invert(slope, quantile), self.invert(slope, -quantile)
+
     def std_error(self, index: Tensor) -> Tensor:
         """Standard error of the inverted slope, to first order."""
         gradient = np.maximum(np.gradient(self.mean, self.index), 0.05)
         return torch.as_tensor(np.interp(index.numpy(), self.index, self.deviation / gradient))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LikelihoodCurve:
+    """A profile log-likelihood as a function of the index.
+
+    Attributes:
+        index: Increasing indices, shape ``(m,)``.
+        log_likelihood: Shape ``(m,)``.
+    """
+
+    index: Tensor
+    log_likelihood: Tensor
+
+    @classmethod
+    def through(cls, index: Tensor, values: Tensor) -> "LikelihoodCurve":
+        """The cubic spline through a few values, on a fine grid."""
+        fine = np.linspace(float(index[0]), float(index[-1]), 2001)
+        spline = CubicSpline(index.numpy(), values.numpy())
+        return cls(torch.from_numpy(fine), torch.from_numpy(spline(fine)))
+
+    def maximum(self) -> Tensor:
+        """The index of the largest likelihood."""
+        return self.index[self.log_likelihood.argmax()]
+
+    def interval(self, estimate: Tensor, quantile: float) -> tuple[Tensor, Tensor]:
+        """Indices whose likelihood ratio is within the ``quantile`` of the normal law (Wilks)."""
+        inside = self.log_likelihood >= self.log_likelihood.max() - quantile**2 / 2
+        kept = self.index[inside]
+        return kept.min(), kept.max()
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -66,14 +101,17 @@ class HurstEstimate:
     """An estimate of the Hurst index, with its standard error.
 
     Attributes:
-        H: Estimates, float64, shape ``(...)``: one for each path.
+        H: Estimates, float64, shape ``(...)``: one for each path. A slope may leave (0, 1), which says that
+            the path is not fractional Brownian motion.
         std_error: Standard errors, likewise.
         raw: Slopes before bias correction; the same as ``H`` where there is none.
         scale: Estimated standard deviation of the increments over one step (over unit time for methods that
             take ``dt``), where the method gives it.
         method: Name of the estimator.
         diagnostic: For the figure.
-        response: How slopes depend on the index, where the method was calibrated: the intervals follow it.
+        response: Where intervals come from, if not from the standard error: how slopes depend on the index,
+            for methods that are calibrated, or the likelihood as a function of it.
+        noise: Estimated standard deviation of the measurement noise, where the method has one.
     """
 
     H: Tensor
@@ -82,7 +120,8 @@ class HurstEstimate:
     scale: Tensor | None
     method: str
     diagnostic: Diagnostic
-    response: Response | None = None
+    response: Response | LikelihoodCurve | None = None
+    noise: Tensor | None = None
 
     def __repr__(self) -> str:
         if self.H.dim():
@@ -90,7 +129,7 @@ class HurstEstimate:
         return f"HurstEstimate({self.method}: {float(self.H):.3f} +- {float(self.std_error):.3f})"
 
     def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
-        """Confidence interval for ``H``, by the normal law of the estimate or of the calibrated slope.
+        """Confidence interval for ``H``, by the normal law or by the likelihood ratio.
 
         Args:
             level: Probability that the interval covers the true index, in (0, 1).
@@ -105,7 +144,7 @@ class HurstEstimate:
             raise ValueError(f"`level` must lie in (0, 1); got {level}.")
         quantile = NormalDist().inv_cdf(0.5 + level / 2)
         if self.response is not None:
-            return self.response.invert(self.raw, quantile), self.response.invert(self.raw, -quantile)
+            return self.response.interval(self.raw, quantile)
         half = quantile * self.std_error
         return (self.H - half).clamp(0, 1), (self.H + half).clamp(0, 1)
 
@@ -136,11 +175,13 @@ class HurstEstimate:
             markersize=2 if many else 5,
         )  # fmt: skip
         axes.plot(x, what.fitted[index].numpy(force=True), color="#1f5f8b", linewidth=2, label="fit")
+        h, (low, high) = float(self.H[index]), (float(end[index]) for end in self.interval())
         if what.logarithmic:
             axes.set(xscale="log", yscale="log")
-        h, error = float(self.H[index]), float(self.std_error[index])
+        else:  # a likelihood: a few intervals around its maximum
+            axes.set(xlim=(max(0.0, 3 * low - 2 * h), min(1.0, 3 * high - 2 * h)))
         axes.set(xlabel=what.labels[0], ylabel=what.labels[1])
-        axes.set_title(f"{self.method}: H = {h:.3f} ± {1.96 * error:.3f} (95 %)")
+        axes.set_title(f"{self.method}: H = {h:.3f}, 95 % interval [{low:.3f}, {high:.3f}]", fontsize=10)
         axes.legend(frameon=False)
         return figure
 

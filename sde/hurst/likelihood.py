@@ -163,7 +163,7 @@ def maximum_likelihood(path: Tensor, *, dt: float = 1.0, scale: float | None = N
         log_det + count * variance.log(), squares / variance, count if scale is None else None
     )
     h, error = profile.maximum()
-    shape, grid = path.shape[:-1], torch.linspace(0.02, 0.98, 97, dtype=torch.float64)
+    shape, grid = path.shape[:-1], torch.linspace(0.02, 0.98, 769, dtype=torch.float64)
     seen = profile.log_likelihood(grid)
     top = seen.amax(-1, keepdim=True)
     parabola = -0.5 * ((grid - h[:, None]) / error[:, None]) ** 2

@@ -139,21 +139,21 @@ def local_index(path: Tensor, window: int, *, stride: int = 1, lags: Sequence[in
     return LocalHurst(position, estimate.H, estimate.std_error)
 
 
-def _slope(path: Tensor, lags: Sequence[int], filter: tuple[float, ...], method: str) -> HurstEstimate:
+def _slope(path: Tensor, lags: Sequence[int], taps: tuple[float, ...], method: str) -> HurstEstimate:
     """Half the least-squares slope of the logarithm of the variations, with its standard error."""
     steps = torch.tensor(lags)
     if len(steps) < 2 or steps[0] < 1 or not bool((steps.diff() > 0).all()):
         raise ValueError(f"`lags` must be at least two increasing numbers of steps; got {tuple(lags)}.")
-    rows = as_rows(path, 2 * (len(filter) - 1) * int(steps[-1]) + 2)
-    variations = torch.stack([_differences(rows, filter, lag).square().mean(-1) for lag in lags], -1)
+    rows = as_rows(path, 2 * (len(taps) - 1) * int(steps[-1]) + 2)
+    variations = torch.stack([_differences(rows, taps, lag).square().mean(-1) for lag in lags], -1)
     x = steps.double().log()
     weights = (x - x.mean()) / (x - x.mean()).square().sum()
     h = (variations.log() @ weights) / 2
     index = h.clamp(_MARGIN, 1 - _MARGIN)
-    error = _slope_error(index, filter, lags, rows.shape[-1], weights)
+    error = _slope_error(index, taps, lags, rows.shape[-1], weights)
     # The constant of the fit, divided by the variance of a difference at unit scale.
     level = (variations.log() - 2 * h[:, None] * x).mean(-1)
-    scale = torch.exp(level / 2) / _covariance(index[:, None], filter, 1, 1, torch.zeros(1)).sqrt()[:, 0]
+    scale = torch.exp(level / 2) / _covariance(index[:, None], taps, 1, 1, torch.zeros(1)).sqrt()[:, 0]
     fitted = torch.exp(level[:, None] + 2 * h[:, None] * x)
     shape = path.shape[:-1]
     diagnostic = Diagnostic(
@@ -167,47 +167,45 @@ def _slope(path: Tensor, lags: Sequence[int], filter: tuple[float, ...], method:
 
 
 def _slope_error(
-    hurst: Tensor, filter: tuple[float, ...], lags: Sequence[int], length: int, weights: Tensor
+    hurst: Tensor, taps: tuple[float, ...], lags: Sequence[int], length: int, weights: Tensor
 ) -> Tensor:
     """Standard errors of half the slope, interpolated between indices where they are computed."""
 
     def at(nodes: np.ndarray) -> np.ndarray:
-        spread = _relative_covariance(torch.from_numpy(nodes), filter, lags, length)
+        spread = _relative_covariance(torch.from_numpy(nodes), taps, lags, length)
         return (torch.einsum("l,nlm,m->n", weights, spread, weights).log() / 2).numpy()
 
     curve = np.polynomial.Chebyshev.interpolate(at, _DEGREE, domain=[_MARGIN, 1 - _MARGIN])
     return torch.from_numpy(np.exp(curve(hurst.numpy()))) / 2
 
 
-def _differences(rows: Tensor, filter: tuple[float, ...], lag: int) -> Tensor:
+def _differences(rows: Tensor, taps: tuple[float, ...], lag: int) -> Tensor:
     """The filtered rows ``sum_p a_p x[i + p * lag]``."""
-    count = rows.shape[-1] - (len(filter) - 1) * lag
-    parts = [a * rows[:, p * lag : p * lag + count] for p, a in enumerate(filter)]
+    count = rows.shape[-1] - (len(taps) - 1) * lag
+    parts = [a * rows[:, p * lag : p * lag + count] for p, a in enumerate(taps)]
     return torch.stack(parts).sum(0)
 
 
-def _relative_covariance(
-    hurst: Tensor, filter: tuple[float, ...], lags: Sequence[int], length: int
-) -> Tensor:
+def _relative_covariance(hurst: Tensor, taps: tuple[float, ...], lags: Sequence[int], length: int) -> Tensor:
     """Covariance of the logarithms of the variations, to first order, shape ``(n, l, l)``."""
-    order = len(filter) - 1
+    order = len(taps) - 1
     out = hurst.new_zeros(len(hurst), len(lags), len(lags))
-    own = [_covariance(hurst[:, None], filter, lag, lag, hurst.new_zeros(1))[:, 0] for lag in lags]
+    own = [_covariance(hurst[:, None], taps, lag, lag, hurst.new_zeros(1))[:, 0] for lag in lags]
     for a, first in enumerate(lags):
         for b, second in enumerate(lags[: a + 1]):
             n, m = length - order * first, length - order * second
             gap = torch.arange(-(n - 1), m, dtype=torch.float64)  # position in the second minus the first
             pairs = torch.minimum(torch.minimum(gap + n, m - gap), torch.tensor(float(min(n, m))))
-            cross = _covariance(hurst[:, None], filter, first, second, gap)
+            cross = _covariance(hurst[:, None], taps, first, second, gap)
             out[:, a, b] = out[:, b, a] = 2 * (cross.square() @ pairs) / (n * m * own[a] * own[b])
     return out
 
 
-def _covariance(hurst: Tensor, filter: tuple[float, ...], first: int, second: int, gap: Tensor) -> Tensor:
+def _covariance(hurst: Tensor, taps: tuple[float, ...], first: int, second: int, gap: Tensor) -> Tensor:
     """Covariance of differences of unit fBM, ``gap`` steps apart, shape ``(n, g)``."""
     total = hurst.new_zeros(len(hurst), len(gap))
-    for p, a in enumerate(filter):
-        for q, b in enumerate(filter):
+    for p, a in enumerate(taps):
+        for q, b in enumerate(taps):
             distance = (gap + q * second - p * first).abs()
             safe = torch.where(distance > 0, distance, 1.0)
             total = total - a * b / 2 * torch.where(distance > 0, safe ** (2 * hurst), 0.0)

@@ -10,6 +10,7 @@ from sde.noise.fractional import (
     multifractional_covariance,
     riemann_liouville_covariance,
 )
+from sde.noise.fractional_ou import fou_path, fou_sampler
 from sde.noise.gaussian_path import Conditional, condition, gaussian_path, hosking
 from sde.noise.increments import (
     Areas,
@@ -51,6 +52,8 @@ __all__ = [
     "fgn_autocovariance",
     "fgn_sampler",
     "fou_autocovariance",
+    "fou_path",
+    "fou_sampler",
     "gaussian_path",
     "hosking",
     "multifractional_covariance",

@@ -234,11 +234,11 @@ def _fou_far(h: float, x: np.ndarray) -> np.ndarray:
     return 0.5 * total
 
 
-def check_hurst(hurst: float | Tensor) -> Tensor:
+def check_hurst(hurst: float | Tensor, name: str = "hurst") -> Tensor:
     """Hurst indices as float64, checked to lie in (0, 1); differentiable where a tensor is given."""
     h = torch.as_tensor(hurst, dtype=torch.float64)
     if not bool(((h > 0) & (h < 1)).all()):
-        raise ValueError(f"`hurst` must lie in (0, 1); got {hurst if h.dim() == 0 else h.tolist()}.")
+        raise ValueError(f"`{name}` must lie in (0, 1); got {h.tolist()}.")
     return h
 
 

@@ -17,7 +17,10 @@ from torch import Tensor
 from sde.noise.stream import NoiseStream, Purpose
 from sde.shapes import check_shapes
 
-__all__ = ["Conditional", "condition", "gaussian_path", "hosking"]
+__all__ = ["Conditional", "condition", "durbin_levinson", "gaussian_path", "hosking", "low_rank_factors"]
+
+_TRUNCATION = 1e-13  # eigenvalues of the correlation matrix that are left out, relative to the largest
+_KNOWN = 1e-12  # conditional variances, relative to the largest, that are zero but for rounding
 
 
 def gaussian_path(
@@ -78,15 +81,21 @@ class Conditional:
         return observations.to(self.gain) @ self.gain.mT
 
     def sample(self, observations: Tensor, noise: NoiseStream, *, dtype: torch.dtype | None = None) -> Tensor:
-        """Paths given observations, shape ``(n, T)``.
+        """Paths given observations, shape ``(n, T)``; values that were observed exactly are met.
 
         Args:
             observations: Observed values, shape ``(m,)`` or, one row per sample, ``(n, m)``.
-            noise: As for :func:`gaussian_path`.
+            noise: Source of the normals, forked with the tag ``"conditional"``.
             dtype: As for :func:`gaussian_path`.
         """
-        paths = gaussian_path(self.covariance, noise, dtype=dtype, device=self.covariance.device)
-        return paths + self.mean(observations).to(paths)
+        variance = self.covariance.diagonal()
+        free = (variance > _KNOWN * variance.max()).to(self.covariance)
+        factor = low_rank_factors(free[:, None] * self.covariance * free)
+        normals = noise.fork("conditional").normals(
+            factor.shape[1], purpose=Purpose.WIENER, dtype=torch.float64, device=factor.device
+        )
+        paths = self.mean(observations) + normals @ factor.mT
+        return paths.to(torch.get_default_dtype() if dtype is None else dtype)
 
 
 def condition(prior: Tensor, cross: Tensor, observed: Tensor) -> Conditional:
@@ -189,6 +198,20 @@ def durbin_levinson(autocovariance: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         if not bool((variance > 0).all()):
             raise ValueError(f"`autocovariance` must be positive definite; lag {k} is not.")
         yield weights, variance
+
+
+def low_rank_factors(covariance: Tensor) -> Tensor:
+    """Factors ``L`` with ``L L^T`` the covariance, shape ``(..., K, r)``: leading directions first.
+
+    The rank ``r`` is the largest that any of the matrices needs. Rows are scaled to correlations first, since
+    the variances may differ by many orders of magnitude.
+    """
+    scale = covariance.diagonal(dim1=-2, dim2=-1).sqrt()[..., None]
+    inverse = torch.where(scale > 0, 1 / torch.where(scale > 0, scale, 1.0), 0.0)
+    values, vectors = torch.linalg.eigh(inverse * covariance * inverse.mT)
+    values, vectors = values.flip(-1).clamp(min=0), vectors.flip(-1)
+    kept = int((values > _TRUNCATION * values[..., :1]).sum(-1).max())
+    return (scale * vectors * values[..., None, :].sqrt())[..., :kept]
 
 
 def _factor(covariance: Tensor) -> Tensor:

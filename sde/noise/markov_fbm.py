@@ -85,7 +85,7 @@ class MarkovFBM:
 
     def __post_init__(self) -> None:
         if not callable(self.H):
-            check_hurst(self.H)
+            check_hurst(self.H, "H")
         if isinstance(self.K, bool) or not isinstance(self.K, int) or self.K < 1:
             raise ValueError(f"`K` must be an integer of at least 1; got {self.K!r}.")
         if not 0 < self.dt <= self.T < float("inf"):
@@ -294,7 +294,7 @@ class MarkovFBM:
         hurst = self.H if H is None else H
         if callable(hurst):
             raise ValueError("`H` must be given where the index depends on time; got None.")
-        return check_hurst(hurst)
+        return check_hurst(hurst, "H")
 
     def _rates(self) -> Tensor:
         """The rates that the grid names, checked."""

@@ -20,7 +20,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sde.noise.ou_transition import decays, low_rank_factors, noise_covariance, slope_covariance
+from sde.noise.gaussian_path import low_rank_factors
+from sde.noise.ou_transition import decays, noise_covariance, slope_covariance
 from sde.noise.stream import NoiseStream, Purpose
 
 __all__ = ["MarkovSampler"]
@@ -96,8 +97,11 @@ class MarkovSampler:
         stream = noise.fork("markov-fbm")
         state, rank = self._start(stream, channels), factors.steps.shape[-1]
         fits = max(1, _CHUNK_BYTES // (8 * max(1, len(noise)) * channels * block * (rank + 1)))
+        maps, known = None, None
         for first, count, blocks in self._plan(factors, block, min(fits, longest or fits)):
-            maps = self._maps(factors, first, count, increments)
+            same = count if self._uniform(factors) else -first  # what blocks with the same maps share
+            if maps is None or same != known:
+                maps, known = self._maps(factors, first, count, increments), same
             normals = self._normals(stream, channels, first, count * blocks, rank)
             normals = normals.unflatten(-1, (blocks, count * rank))
             pushes = (normals @ maps.normals_to_state.to(self.dtype)).double()
@@ -112,13 +116,16 @@ class MarkovSampler:
     def _plan(self, factors: _Factors, block: int, longest: int) -> Iterator[tuple[int, int, int]]:
         """First step, steps in a block, and blocks of each run: runs share one set of maps."""
         num_steps = len(self.edges) - 1
-        equal = self.constant and len(factors.steps) == 1
-        first = 0
+        equal, first = self._uniform(factors), 0
         while first < num_steps:
             count = min(block, num_steps - first)
             blocks = min(longest, (num_steps - first) // count) if equal else 1
             yield first, count, blocks
             first += count * blocks
+
+    def _uniform(self, factors: _Factors) -> bool:
+        """Whether all steps are alike."""
+        return self.constant and len(factors.steps) == 1
 
     def _normals(self, stream: NoiseStream, channels: int, first: int, count: int, rank: int) -> Tensor:
         """Normals of the steps ``first .. first + count - 1``, shape ``(n, channels, count * rank)``."""

@@ -19,9 +19,7 @@ The covariance of the noise has low numerical rank: a dozen rates need about six
 import torch
 from torch import Tensor
 
-__all__ = ["decays", "low_rank_factors", "noise_covariance", "slope_covariance"]
-
-_TRUNCATION = 1e-13  # eigenvalues of the correlation matrix that are left out, relative to the largest
+__all__ = ["decays", "noise_covariance", "slope_covariance"]
 
 
 def decays(rates: Tensor, spans: Tensor) -> tuple[Tensor, Tensor]:
@@ -43,17 +41,3 @@ def slope_covariance(rates: Tensor) -> Tensor:
     """Covariance of the slopes ``D`` of stationary processes, shape ``(K, K)``."""
     total = rates[:, None] + rates
     return rates[:, None] * rates / torch.where(total > 0, total, 1.0)
-
-
-def low_rank_factors(covariance: Tensor) -> Tensor:
-    """Factors ``L`` with ``L L^T`` the covariance, shape ``(..., K, r)``: leading directions first.
-
-    The rank ``r`` is the largest that any of the matrices needs. Rows are scaled to correlations first, since
-    the variances may differ by many orders of magnitude.
-    """
-    scale = covariance.diagonal(dim1=-2, dim2=-1).sqrt()[..., None]
-    inverse = torch.where(scale > 0, 1 / torch.where(scale > 0, scale, 1.0), 0.0)
-    values, vectors = torch.linalg.eigh(inverse * covariance * inverse.mT)
-    values, vectors = values.flip(-1).clamp(min=0), vectors.flip(-1)
-    kept = int((values > _TRUNCATION * values[..., :1]).sum(-1).max())
-    return (scale * vectors * values[..., None, :].sqrt())[..., :kept]

@@ -14,6 +14,7 @@ from sde.noise.fractional import (
     multifractional_covariance,
     riemann_liouville_covariance,
 )
+from sde.noise.fractional_ou import fou_path
 from sde.noise.gaussian_path import condition, durbin_levinson, gaussian_path, hosking
 from tests.statistics import assert_mean
 
@@ -155,6 +156,8 @@ def test_conditional_paths_meet_exact_observations_and_have_the_law_of_the_bridg
     )
     mean = noise_free.mean(torch.tensor([0.4, -1.0]))
     torch.testing.assert_close(mean[[0, 4, 8]], torch.tensor([0.0, 0.4, -1.0]).double(), rtol=0, atol=1e-12)
+    paths = noise_free.sample(torch.tensor([0.4, -1.0]), NoiseStream(0, 0, 50), dtype=torch.float64)
+    torch.testing.assert_close(paths[:, [0, 4, 8]], mean[[0, 4, 8]].expand(50, 3), rtol=0, atol=1e-9)
     # One observation of standard error 0.1 at t = 2: the formula of the scalar case.
     end = seen[1:]
     observed = fbm_covariance(0.7, end, end) + 0.01
@@ -196,6 +199,17 @@ def test_fractional_ornstein_uhlenbeck_covariance_solves_its_equation(hurst):
             assert abs(value - float(expected)) <= 1e-13 * max(1.0, lag ** (2 * hurst))
     if hurst == 0.5:
         torch.testing.assert_close(values, 1.125 * torch.exp(-lags), rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("hurst", [0.1, 0.7, 0.9])
+def test_short_windows_of_a_long_memory_are_sampled_exactly(hurst):
+    # The window of 0.8 is short beside the memory of 1: its own embedding fails for H > 1/2.
+    row = fou_autocovariance(hurst, torch.arange(9).double() * 0.1)
+    factor = torch.linalg.cholesky(row[(torch.arange(9)[:, None] - torch.arange(9)).abs()])
+    paths = fou_path(hurst, NoiseStream(0, 0, 20_000), 8, dt=0.1, dtype=torch.float64)
+    white = torch.linalg.solve_triangular(factor, paths.mT, upper=False).mT
+    products = white[:, :, None] * white[:, None, :]
+    assert_mean(products.flatten(1), torch.eye(9, dtype=torch.float64).flatten(), bias=0.12)
 
 
 def test_fractional_ornstein_uhlenbeck_is_sampled_exactly():

@@ -69,6 +69,19 @@ def test_exact_and_given_noise_agree():
     torch.testing.assert_close(paths[..., 0], torch.exp(driver), rtol=0.01, atol=0)
 
 
+@pytest.mark.parametrize("markov", [False, True])
+def test_solution_is_differentiable_in_the_hurst_index(markov):
+    noise, times = NoiseStream(8, 0, 2), torch.linspace(0, 1, 17, dtype=torch.float64)
+    index = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+
+    def end(hurst):
+        law = MarkovFBM(hurst, 6, dt=0.05) if markov else hurst
+        initial = torch.ones(2, 1, dtype=torch.float64)
+        return solve_fractional(GEOMETRIC, initial, times, noise, law, solver=Heun())[:, -1]
+
+    assert torch.autograd.gradcheck(end, index)
+
+
 def test_levels_share_one_path():
     noise, times = NoiseStream(4, 0, 6), torch.linspace(0, 1, 65, dtype=torch.float64)
     for law in (0.3, MarkovFBM(0.3)):

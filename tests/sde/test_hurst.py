@@ -10,6 +10,7 @@ from sde.hurst import (
     dfa,
     fgn_spectral_density,
     local_index,
+    markov_likelihood,
     maximum_likelihood,
     quadratic_variations,
     rescaled_range,
@@ -17,8 +18,16 @@ from sde.hurst import (
     whittle,
 )
 from sde.hurst.fluctuations import anis_lloyd
+from sde.hurst.kalman import _Likelihood
 from sde.hurst.profile import Profile, indices
-from sde.noise import fbm_path, fgn_autocovariance, gaussian_path, multifractional_covariance
+from sde.noise import (
+    MarkovFBM,
+    fbm_covariance,
+    fbm_path,
+    fgn_autocovariance,
+    gaussian_path,
+    multifractional_covariance,
+)
 
 ALL = [quadratic_variations, variogram, dfa, rescaled_range, whittle, maximum_likelihood]
 QUANTILE = 4.9  # two-sided false alarm of 1e-6
@@ -174,6 +183,66 @@ def test_local_index_follows_an_index_that_grows():
     assert ((local.H.mean(0) - truth).abs() < QUANTILE * error + 0.02).all()
 
 
+def irregular(count, hurst, noise, seed):
+    """Exact fBM plus noise at irregular instants."""
+    stream = NoiseStream(seed, 0, 1)
+    gaps = 0.5 + stream.uniforms(count - 1, dtype=torch.float64)[0]
+    times = torch.cat((torch.zeros(1, dtype=torch.float64), gaps.cumsum(0)))
+    path = gaussian_path(fbm_covariance(hurst, times, times), stream, dtype=torch.float64)[0]
+    return times, 5 + 2 * path + noise * stream.normals(count, dtype=torch.float64)[0]
+
+
+def test_filter_gives_the_dense_likelihood_of_the_approximation():
+    times, values = irregular(50, 0.4, 0.3, seed=1)
+    model = MarkovFBM(0.5, 8, T=float(times[-1]), dt=1.0)
+    hurst, ratio = torch.tensor([0.1, 0.4, 0.8]).double(), torch.tensor([0.0, 0.3, 2.0]).double()
+    search = _Likelihood(model, times, values - values[0], 1.0, 0.05, 0.95)
+    log_sum, square_sum = search.at(hurst, ratio)
+    steps = values.diff()
+    for k, (h, r) in enumerate(zip(hurst.tolist(), ratio.tolist(), strict=True)):
+        full = MarkovFBM(h, 8, T=model.T, dt=1.0).covariance(times, times) + r**2 * torch.eye(50)
+        # Differences take out the level; their covariance has the determinant and form that are left.
+        dense = full.diff(dim=0).diff(dim=1)
+        form = float(steps @ torch.linalg.solve(dense, steps))
+        assert float(square_sum[k]) == pytest.approx(form, rel=1e-3)
+        # A diffuse level has the likelihood of the differences, up to a constant that is the same for all.
+        gap = float(log_sum[k] - torch.logdet(dense))
+        assert gap == pytest.approx(0.0, abs=1e-3)
+
+
+@pytest.mark.parametrize("hurst", [0.3, 0.7])
+def test_markov_likelihood_finds_index_scale_and_noise_of_irregular_data(hurst):
+    times, values = irregular(250, hurst, 1.0, seed=2)
+    estimate = markov_likelihood(times, values, num_rates=8)
+    assert abs(float(estimate.H) - hurst) < QUANTILE * float(estimate.std_error) < 0.5
+    # Scale and noise compete, but the mean square of a difference over unit time is theirs together; its
+    # relative error is about 0.1.
+    total = estimate.scale.square() + 2 * estimate.noise.square()
+    assert float(total) == pytest.approx(6, rel=0.1 * QUANTILE)
+    assert "Markov" in estimate.plot().axes[0].get_title()
+
+
+def test_markov_likelihood_without_noise_is_close_to_the_exact_one():
+    path = paths(0.6, 1, steps=200)[0]
+    exact = maximum_likelihood(path)
+    markov = markov_likelihood(torch.arange(201).double(), path, noise=False)
+    assert abs(float(markov.H - exact.H)) < 0.2 * float(exact.std_error)
+    assert float(markov.std_error) == pytest.approx(float(exact.std_error), rel=0.1)
+
+
+@pytest.mark.slow
+def test_intervals_of_the_markov_likelihood_cover_the_index():
+    repetitions, hurst, steps = 1000, 0.6, 120
+    noise = NoiseStream(6, 0, repetitions)
+    drawn = fbm_path(hurst, noise, steps, dtype=torch.float64)
+    drawn = drawn + 0.5 * noise.normals(steps + 1, dtype=torch.float64)
+    times = torch.arange(steps + 1).double()
+    ends = [markov_likelihood(times, path, num_rates=8).interval() for path in drawn]
+    covered = sum(float(low) <= hurst <= float(high) for low, high in ends) / repetitions
+    slack = QUANTILE * math.sqrt(0.95 * 0.05 / repetitions)
+    assert 0.93 - slack < covered < 0.97 + slack
+
+
 @pytest.mark.parametrize("estimator", ALL)
 def test_diagnostic_figure_is_drawn(estimator, tmp_path):
     pytest.importorskip("matplotlib", reason="needs the extra plot")
@@ -197,6 +266,11 @@ def test_diagnostic_figure_is_drawn(estimator, tmp_path):
         (lambda: variogram(noise_like(99), [2, 1]), ValueError, "`lags` must be at least two increasing"),
         (lambda: dfa(noise_like(99), windows=[3, 9]), ValueError, r"`windows` must be .* in \[4, 98\]"),
         (lambda: maximum_likelihood(noise_like(99), scale=0.0), ValueError, "`scale` must be positive"),
+        (
+            lambda: markov_likelihood(torch.zeros(20), noise_like(20)),
+            ValueError,
+            "`times` must increase strictly",
+        ),
         (lambda: local_index(noise_like(99), 8), ValueError, r"`window` must lie in \[16, 99\]; got 8"),
         (
             lambda: quadratic_variations(paths(0.3, 1)).interval(1.0),

@@ -5,9 +5,10 @@ import torch
 
 from sde import NoiseStream
 from sde.noise import MarkovFBM, fbm_covariance, riemann_liouville_covariance
+from sde.noise.gaussian_path import low_rank_factors
 from sde.noise.markov_grid import automatic_rates, paper_rates
 from sde.noise.markov_weights import cross_moments, gram, relative_error, weights
-from sde.noise.ou_transition import low_rank_factors, noise_covariance, slope_covariance
+from sde.noise.ou_transition import noise_covariance, slope_covariance
 from tests.statistics import assert_mean
 
 mpmath = pytest.importorskip("mpmath", reason="needs mpmath")
@@ -239,6 +240,16 @@ def test_index_may_depend_on_time(kind):
     assert_mean(products.flatten(1), torch.eye(5, dtype=torch.float64).flatten(), bias=0.1)
 
 
+def test_path_is_differentiable_in_an_index_that_depends_on_time():
+    noise, times = NoiseStream(0, 0, 2), torch.linspace(0, 1, 6, dtype=torch.float64)
+    slope = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+
+    def path(a):
+        return MarkovFBM(lambda t: 0.3 + a * t, 6, dt=0.01).path(noise, times, dtype=torch.float64)
+
+    assert torch.autograd.gradcheck(path, slope)
+
+
 def test_constant_function_of_time_is_the_constant_index():
     noise, times = NoiseStream(7, 0, 4), torch.linspace(0, 1, 80, dtype=torch.float64)
     constant = MarkovFBM(0.3).path(noise, times, dtype=torch.float64)
@@ -272,7 +283,7 @@ def test_factors_reproduce_covariances_with_few_columns():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"H": 0.0}, r"`hurst` must lie in \(0, 1\); got 0.0"),
+        ({"H": 0.0}, r"`H` must lie in \(0, 1\); got 0.0"),
         ({"H": 0.3, "K": 0}, "`K` must be an integer of at least 1; got 0"),
         ({"H": 0.3, "dt": 2.0}, "`dt` and `T` must satisfy 0 < dt <= T; got 2.0 and 1.0"),
         ({"H": 0.3, "type": "III"}, "`type` must be 'I' or 'II'; got 'III'"),
