@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sde.noise.gaussian_path import low_rank_factors
 from sde.noise.markov_fbm import MarkovFBM
-from sde.noise.ou_transition import low_rank_factors, slope_covariance
+from sde.noise.ou_transition import slope_covariance
 from sde.shapes import check_shapes
 
 __all__ = ["GaussianChain", "Observations", "fractional_chain", "linear_transition"]
