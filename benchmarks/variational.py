@@ -93,7 +93,7 @@ def _sampled(
         cost = cost + 0.5 * span * u.square()
         state = state @ chain.transitions[k].mT + u[:, None] * control.push
         state = state + normals[:, k] @ chain.factors[k].mT
-    values = seen.log_density(chain.num_steps, state @ chain.row) - cost
+    values = seen.log_density(chain.num_steps, state @ chain.rows[-1]) - cost
     gap = (float(values.mean()) - float(control.bound)) / (float(values.std()) / math.sqrt(n))
     yield within(f"{name}: simulated bound, standard errors from the recursion", gap, -4, 4, f"{n} paths")
     over = (float(values.mean()) - float(log_evidence(chain, seen))) / (float(values.std()) / math.sqrt(n))

@@ -102,7 +102,7 @@ def main(folder: Path = Path("out/fractional_bridge")) -> dict[str, float]:
                 numbers[name] = max(numbers[name], error)
         chain = fractional_chain(automatic(hurst), TIMES)
         drawn = GuidedPosterior(chain, SEEN).sample(NoiseStream(seed=1, start=0, stop=12))
-        paths[hurst] = drawn.states @ chain.row
+        paths[hurst] = chain.process(drawn.states)
         numbers["spread"] = max(numbers["spread"], float(drawn.log_weights.std()))
         if 0.2 <= hurst <= 0.8:
             gap = abs(float(log_evidence(chain, SEEN)) - float(evidence))

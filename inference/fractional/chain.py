@@ -1,7 +1,7 @@
 r"""Linear Gaussian chains: what a linear equation is between the instants where it is looked at, exactly.
 
 .. math:: z_0 = m + L_0 e_0, \qquad z_{n+1} = \Phi_n z_n + L_n e_n, \qquad
-          o_i = h \cdot z_{n_i} + \varepsilon_i
+          o_i = h_{n_i} \cdot z_{n_i} + \varepsilon_i
 
 with standard normal :math:`e`. Equations driven by the Markov approximation of fractional Brownian motion are
 such chains: many rates, one Wiener process, hence factors :math:`L_n` of low rank.
@@ -35,7 +35,7 @@ class GaussianChain:
         transitions: Of the means, shape ``(N, D, D)``.
         covariances: Of the noise of the steps, shape ``(N, D, D)``.
         factors: Of these, shape ``(N, D, r)``; without a gradient, since factors are not unique.
-        row: What is observed of a state, the process itself, shape ``(D,)``.
+        rows: What is observed of the states, the process itself, shape ``(N + 1, D)``.
     """
 
     times: Tensor
@@ -44,7 +44,7 @@ class GaussianChain:
     transitions: Tensor
     covariances: Tensor
     factors: Tensor
-    row: Tensor
+    rows: Tensor
 
     def __post_init__(self) -> None:
         check_shapes(
@@ -53,13 +53,17 @@ class GaussianChain:
             transitions=(self.transitions, "N D D"),
             covariances=(self.covariances, "N D D"),
             factors=(self.factors, "N D r"),
-            row=(self.row, "D"),
+            rows=(self.rows, f"{len(self.transitions) + 1} D"),
         )
 
     @property
     def num_steps(self) -> int:
         """Number of steps."""
         return len(self.transitions)
+
+    def process(self, states: Tensor) -> Tensor:
+        """The process, shape ``(..., N + 1)``, of states at all instants, ``(..., N + 1, D)``."""
+        return (states * self.rows).sum(-1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -166,12 +170,14 @@ def fractional_chain(
     r"""The process :math:`\mathrm dX = -\theta X\,\mathrm dt + s\,\mathrm d\hat B^H` at some instants.
 
     The state is ``X``, the differences ``Z`` of the Ornstein--Uhlenbeck processes, and (type I) their slopes
-    ``D``, which hold the infinite past.
+    ``D``, which hold the infinite past. Where the Hurst index depends on time, the process is
+    :math:`X_t = X_0 + s \sum_k \omega_k(H(t)) Z_k(t)`, multifractional Brownian motion.
 
     Args:
-        model: The noise, with an index that does not depend on time; may carry a gradient in its index.
+        model: The noise, which starts at the first instant; may carry a gradient in its index.
         times: Increasing instants, shape ``(N + 1,)``.
-        reversion: Rate :math:`\theta`, one over time; 0 is fractional Brownian motion.
+        reversion: Rate :math:`\theta`, one over time; 0 is fractional Brownian motion, and the only value
+            where the index depends on time.
         scale: ``s``.
         initial: Mean of ``X`` at the first instant.
         initial_deviation: Its standard deviation.
@@ -180,7 +186,7 @@ def fractional_chain(
         The chain, float64.
 
     Raises:
-        ValueError: If the instants do not increase.
+        ValueError: If the instants do not increase, or a multifractional process is to revert.
 
     Example:
         >>> chain = fractional_chain(MarkovFBM(0.7, K=5, grid="paper"), torch.linspace(0, 1, 11))
@@ -190,7 +196,12 @@ def fractional_chain(
     times = times.double()
     if len(times) < 2 or not bool((times.diff() > 0).all()):
         raise ValueError(f"`times` must be at least 2 increasing instants; got {len(times)} that are not.")
-    matrix, noise = _system(model, torch.as_tensor(reversion).double(), torch.as_tensor(scale).double())
+    reversion, scale = torch.as_tensor(reversion).double(), torch.as_tensor(scale).double()
+    if callable(model.H) and bool(reversion != 0):
+        raise ValueError(f"`reversion` must be 0 where the index depends on time; got {float(reversion)}.")
+    rows = _rows(model, times, scale)
+    omega = rows.new_zeros(len(model.rates)) if callable(model.H) else scale * model.omega()
+    matrix, noise = _system(model, reversion, omega)
     size, count = len(matrix), len(model.rates)
     start = torch.zeros((size, 1 + (count if model.type == "I" else 0)), dtype=torch.float64)
     start[0, 0] = initial_deviation
@@ -200,15 +211,25 @@ def fractional_chain(
     steps = _steps(matrix, noise, times.diff())
     unit = torch.zeros(size, dtype=torch.float64)
     unit[0] = 1
-    return GaussianChain(times, initial * unit, start, *steps, unit)
+    return GaussianChain(times, initial * unit, start, *steps, rows)
 
 
-def _system(model: MarkovFBM, reversion: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """The linear equation of ``(X, Z)`` or ``(X, Z, D)``."""
-    rates, omega = model.rates, scale * model.omega()
+def _rows(model: MarkovFBM, times: Tensor, scale: Tensor) -> Tensor:
+    """The process as a function of the state: its first component, or its start and the weighted ``Z``."""
+    count = len(model.rates)
+    weights = times.new_zeros((len(times), count))
+    if callable(model.H):
+        weights = scale * model.omega(model.H(times))
+    past = weights.new_zeros((len(times), count if model.type == "I" else 0))
+    return torch.cat((torch.ones_like(times)[:, None], weights, past), 1)
+
+
+def _system(model: MarkovFBM, reversion: Tensor, omega: Tensor) -> tuple[Tensor, Tensor]:
+    """The linear equation of ``(X, Z)`` or ``(X, Z, D)``, with the weights of the noise of ``X``."""
+    rates = model.rates
     count = len(rates)
     size = 1 + count * (2 if model.type == "I" else 1)
-    x, z, d = slice(0, 1), slice(1, 1 + count), slice(1 + count, size)
+    z, d = slice(1, 1 + count), slice(1 + count, size)
     rows = torch.zeros((size, size), dtype=torch.float64)
     rows[z, z] = -torch.diag(rates)
     pull = -omega * rates
@@ -219,7 +240,6 @@ def _system(model: MarkovFBM, reversion: Tensor, scale: Tensor) -> tuple[Tensor,
     matrix = torch.cat((first[None], rows[1:]))
     noise = torch.cat((omega.sum().reshape(1), torch.ones(count, dtype=torch.float64)))
     noise = torch.cat((noise, noise.new_zeros(size - len(noise))))
-    assert matrix[x].shape == (1, size)
     return matrix, noise[:, None]
 
 

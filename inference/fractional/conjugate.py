@@ -104,7 +104,7 @@ class ConjugatePosterior:
             series: Which series.
         """
         paths = GuidedPosterior(self.chain, self.pseudo).sample(noise, series=series)
-        process = (paths.states @ self.chain.row)[:, list(self.pseudo.steps)]
+        process = self.chain.process(paths.states)[:, list(self.pseudo.steps)]
         pseudo = sum(
             (self._one(series).log_density(n, process[:, k]) for k, n in enumerate(self.pseudo.steps)),
             start=torch.zeros(len(process), dtype=torch.float64),

@@ -58,9 +58,9 @@ def held_control(
     spans = chain.times.diff()
     if not torch.allclose(spans, spans[:1].expand_as(spans), rtol=1e-6, atol=0):
         raise ValueError("`chain` must have equal steps; got different ones.")
-    if model.type != "II" or observations.values.dim() != 1:
-        raise ValueError("`model` must be of type II and `observations` one series.")
-    span, row = spans[0], chain.row
+    if model.type != "II" or callable(model.H) or observations.values.dim() != 1:
+        raise ValueError("`model` must be of type II with a constant index, and `observations` one series.")
+    span = spans[0]
     push = _push(model, span, scale)
     size = len(chain.mean)
     # The cost to go is z'Az/2 - b'z + c.
@@ -69,7 +69,7 @@ def held_control(
     for n in range(chain.num_steps, -1, -1):
         seen = observations.at(n)
         if seen is not None:
-            values, variance = seen
+            values, variance, row = *seen, chain.rows[n]
             a = a + torch.outer(row, row) / variance
             b = b + values[0] * row / variance
             c = c + 0.5 * (values[0] ** 2 / variance + torch.log(2 * math.pi * variance))

@@ -69,11 +69,11 @@ def smoothed(chain: GaussianChain, observations: Observations) -> Smoothed:
         Bierman (1977), Factorization Methods for Discrete Sequential Estimation, section X.5.
     """
     total, states = _forwards(chain, observations)
-    row, size = chain.row, len(chain.mean)
+    size = len(chain.mean)
     pull, precision = torch.zeros_like(states[-1].mean), chain.mean.new_zeros(size, size)
     means, variances = [], []
     for n in range(chain.num_steps, -1, -1):
-        mean, covariance, seen = states[n]
+        (mean, covariance, seen), row = states[n], chain.rows[n]
         if seen is not None:
             gap, gain, variance = seen
             keep = torch.eye(size, dtype=torch.float64) - torch.outer(gain / variance, row)
@@ -104,7 +104,7 @@ def _forwards(chain: GaussianChain, observations: Observations) -> tuple[Tensor,
             f"got {max(observations.steps)}."
         )
     mean = chain.mean.expand(observations.num_series, -1)
-    covariance, row = chain.start @ chain.start.mT, chain.row
+    covariance = chain.start @ chain.start.mT
     total, states = chain.mean.new_zeros(observations.num_series), []
     for n in range(chain.num_steps + 1):
         if n:
@@ -114,6 +114,7 @@ def _forwards(chain: GaussianChain, observations: Observations) -> tuple[Tensor,
         before, seen = (mean, covariance), observations.at(n)
         update = None
         if seen is not None:
+            row = chain.rows[n]
             gain, gap = covariance @ row, seen[0] - mean @ row
             variance = row @ gain + seen[1]
             total = total - 0.5 * (gap.square() / variance + torch.log(2 * math.pi * variance))

@@ -117,7 +117,7 @@ class GuidedPosterior:
             states.append(moved + step @ factor.mT)
             if self.observations.at(n) is not None:
                 seen = _one(self.observations, series)
-                weights = weights + seen.log_density(n, states[-1] @ chain.row)
+                weights = weights + seen.log_density(n, states[-1] @ chain.rows[n])
         return GuidedPaths(torch.stack(states, 1), weights, divergence)
 
 
@@ -129,12 +129,13 @@ def _one(observations: Observations, series: int) -> Observations:
 
 def _backwards(chain: GaussianChain, observations: Observations) -> list[_Law]:
     """The laws of the noise: of the initial state, then of every step."""
-    size, row, series = len(chain.mean), chain.row, observations.num_series
+    size, series = len(chain.mean), observations.num_series
     precision, eta = chain.mean.new_zeros(size, size), chain.mean.new_zeros(series, size)
     laws: list[_Law] = []
     for n in range(chain.num_steps, -1, -1):
         seen = observations.at(n)
         if seen is not None:
+            row = chain.rows[n]
             precision = precision + torch.outer(row, row) / seen[1]
             eta = eta + seen[0][:, None] * row / seen[1]
         factor = chain.start if n == 0 else chain.factors[n - 1]

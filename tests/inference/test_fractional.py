@@ -75,7 +75,7 @@ def test_every_path_of_the_exact_posterior_returns_the_evidence(hurst: float, ev
     assert (paths.log_weights - evidence).abs().max() < 3e-8
     assert paths.log_weights.std() < 1e-10
     # The bound is the likelihood of the observations less the divergence, and it is tight.
-    likelihood = sum(seen.log_density(n, paths.states[:, n] @ chain.row) for n in (5, 10))
+    likelihood = sum(seen.log_density(n, chain.process(paths.states)[:, n]) for n in (5, 10))
     assert_mean(likelihood - paths.divergence, evidence, bias=1.0)
 
 
@@ -97,7 +97,7 @@ def test_posterior_has_the_moments_of_gaussian_regression() -> None:
     torch.testing.assert_close(found.mean[0], mean)
     torch.testing.assert_close(found.variance, remaining.diagonal())
     paths = GuidedPosterior(chain, seen).sample(NoiseStream(1, 0, 100_000))
-    process = paths.states @ chain.row
+    process = chain.process(paths.states)
     assert_mean(process, mean, bias=0.03)
     gaps = process - mean
     assert_mean(gaps.unsqueeze(2) * gaps.unsqueeze(1), remaining, bias=0.03)
@@ -109,7 +109,8 @@ def _covariance(chain: GaussianChain) -> Tensor:
     for transition, factor in zip(chain.transitions, chain.factors, strict=True):
         responses.append(torch.cat((transition @ responses[-1], factor), 1))
     width = responses[-1].shape[1]
-    rows = [chain.row @ torch.nn.functional.pad(r, (0, width - r.shape[1])) for r in responses]
+    padded = [torch.nn.functional.pad(r, (0, width - r.shape[1])) for r in responses]
+    rows = [row @ response for row, response in zip(chain.rows, padded, strict=True)]
     matrix = torch.stack(rows)
     return matrix @ matrix.mT
 
@@ -120,6 +121,24 @@ def test_chain_has_the_covariance_of_the_noise() -> None:
         times = torch.tensor([0.0, 0.1, 0.15, 0.4, 1.0], dtype=_F64)
         covariance = _covariance(fractional_chain(model, times, scale=1.5))
         torch.testing.assert_close(covariance, 2.25 * model.covariance(times, times), rtol=1e-6, atol=1e-9)
+
+
+def test_multifractional_chain_has_the_covariance_of_the_noise() -> None:
+    for kind in ("I", "II"):
+        model = MarkovFBM(lambda t: 0.3 + 0.4 * t, K=6, type=kind, dt=0.01)
+        times = torch.tensor([0.0, 0.1, 0.15, 0.4, 1.0], dtype=_F64)
+        chain = fractional_chain(model, times, scale=1.5)
+        exact = 2.25 * model.covariance(times, times)
+        torch.testing.assert_close(_covariance(chain), exact, rtol=1e-6, atol=1e-9)
+    seen = Observations([2, 4], torch.tensor([0.3, -0.2], dtype=_F64), 0.2)
+    noisy = exact[[2, 4]][:, [2, 4]] + 0.04 * torch.eye(2, dtype=_F64)
+    normal = torch.distributions.MultivariateNormal(torch.zeros(2, dtype=_F64), noisy)
+    evidence = log_evidence(chain, seen)
+    torch.testing.assert_close(evidence[0], normal.log_prob(seen.values))
+    paths = GuidedPosterior(chain, seen).sample(NoiseStream(0, 0, 50))
+    assert (paths.log_weights - evidence).abs().max() < 1e-9
+    with pytest.raises(ValueError, match="`reversion` must be 0 where the index depends on time"):
+        fractional_chain(model, times, reversion=1.0)
 
 
 def test_fractional_ornstein_uhlenbeck_reverts() -> None:
