@@ -18,9 +18,13 @@ from torch import Tensor
 from benchmarks.check import Figure, main, reported, within
 from sde.calculus import to_ito, to_stratonovich
 from sde.equation import SDE, Calculus, Coefficient, NoiseStructure
+from sde.langevin import Langevin
 from sde.noise import NoiseStream, WienerIncrements
 from sde.solve import solve
 from sde.solvers import (
+    ALIGN,
+    BAOAB,
+    QUICSORT,
     SOSRA,
     SOSRI,
     SRA1,
@@ -28,6 +32,7 @@ from sde.solvers import (
     SRA3,
     SRIW1,
     SRIW2,
+    UBU,
     EulerHeun,
     EulerMaruyama,
     GeneralShARK,
@@ -42,9 +47,12 @@ from sde.solvers import (
     RungeKuttaMilstein,
     ShARK,
     ShiftedEuler,
+    ShOULD,
     SlowRK,
     Solver,
     SPaRK,
+    TamedEuler,
+    ThetaEuler,
 )
 
 __all__ = [
@@ -74,21 +82,23 @@ class Problem:
     Attributes:
         name: As it is printed.
         sde: The equation.
-        initial: Initial state of every sample.
+        initial: Initial state of every sample, nested in its shape.
         exact: Solution at time 1 from the path there, where it is known.
         reference: What stands in for it elsewhere, at an eighth of the finest step.
         other_drift: Drift in the other calculus, where it is worth sparing the derivatives.
     """
 
     name: str
-    sde: SDE
-    initial: tuple[float, ...]
+    sde: SDE | Langevin
+    initial: tuple
     exact: Callable[[Tensor], Tensor] | None = None
     reference: Solver | None = None
     other_drift: Coefficient | None = None
 
-    def in_calculus(self, calculus: Calculus) -> SDE:
+    def in_calculus(self, calculus: Calculus) -> SDE | Langevin:
         """The equation in the calculus of a solver."""
+        if isinstance(self.sde, Langevin):
+            return self.sde
         if self.other_drift and self.sde.calculus is not calculus:
             return replace(self.sde, drift=self.other_drift, calculus=calculus)
         return to_ito(self.sde) if calculus is Calculus.ITO else to_stratonovich(self.sde)
@@ -192,6 +202,12 @@ GENERAL = Problem(
 )
 
 
+HARMONIC, DOUBLE_WELL = (
+    Problem(name, Langevin(gradient, friction=1.3), ((0.5,), (0.2,)), reference=QUICSORT())
+    for name, gradient in (("harmonic", lambda x: x), ("double well", lambda x: x**3 - x))
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Slope:
     """A measured strong order.
@@ -210,14 +226,17 @@ class Slope:
 def errors(problem: Problem, solver: Solver, *, paths: int = 3000, seed: int = 8) -> Tensor:
     """Squared errors at time 1 for every step size, shape ``(levels, paths)``."""
     truth = _truth(problem, paths, seed)
-    return torch.stack([(_end(problem, solver, k, paths, seed) - truth).square().sum(1) for k in LEVELS])
+    return torch.stack(
+        [(_end(problem, solver, k, paths, seed) - truth).square().flatten(1).sum(1) for k in LEVELS]
+    )
 
 
 def _end(problem: Problem, solver: Solver, level: int, paths: int, seed: int) -> Tensor:
     """States at time 1 after steps ``2**-level``."""
     fine, sde = _fine(problem, paths, seed), problem.in_calculus(solver.calculus)
     times = torch.linspace(0, 1, 2**level + 1, dtype=torch.float64)
-    initial = torch.tensor(problem.initial, dtype=torch.float64).expand(paths, -1)
+    initial = torch.tensor(problem.initial, dtype=torch.float64)
+    initial = initial.expand(paths, *initial.shape)
     with torch.no_grad():
         return solve(sde, initial, times, fine.coarsen(fine.shape[0] >> level), solver=solver)[:, -1]
 
@@ -226,7 +245,7 @@ def _fine(problem: Problem, paths: int, seed: int) -> WienerIncrements:
     """The paths on the finest grid that is needed."""
     count = 2 ** (LEVELS[-1] if problem.exact else _REFERENCE)
     steps = torch.full((count,), 1 / count, dtype=torch.float64)
-    channels = problem.sde.channels((len(problem.initial),))
+    channels = problem.sde.channels(tuple(torch.tensor(problem.initial).shape))
     return WienerIncrements(NoiseStream(seed, 0, paths), steps, channels, dtype=torch.float64)
 
 
@@ -300,6 +319,13 @@ CASES = (
     Case(SlowRK(), COMMUTATIVE, 1.5),
     *(Case(s, GENERAL, 0.5) for s in (EulerMaruyama(), *_EXPLICIT, *_AREA)),
     *(Case(s, GENERAL, 1.0) for s in (MilsteinLevy(), LogODE())),
+    *(Case(s, ARCTAN, 0.5) for s in (TamedEuler(), ThetaEuler())),
+    *(Case(s, SINE, 1.0) for s in (TamedEuler(), ThetaEuler())),
+    *(
+        Case(s, problem, order)
+        for problem in (HARMONIC, DOUBLE_WELL)
+        for s, order in ((BAOAB(), 1.0), (UBU(), 2.0), (ALIGN(), 2.0), (ShOULD(), 3.0), (QUICSORT(), 3.0))
+    ),
 )
 
 CONSTANTS = (

@@ -5,6 +5,7 @@ import pytest
 from benchmarks.strong_order import ADDITIVE, ARCTAN, CASES, CONSTANTS, SINE, Case, Problem, errors, slope
 from sde import solvers
 from sde.equation import SDE
+from sde.langevin import Langevin
 from sde.noise.increments import Law
 from sde.solvers import Solver
 
@@ -42,12 +43,11 @@ def test_linear_drift_shows_order_two_and_nonlinear_drift_three_halves() -> None
 
 
 def test_every_strong_scheme_is_measured() -> None:
-    elsewhere = {solvers.TamedEuler, solvers.ThetaEuler}  # tests of stiff equations
     strong = {
         kind
         for kind in vars(solvers).values()
-        if getattr(kind, "equation", None) is SDE
-        and kind not in elsewhere | {solvers.OneStep}
+        if getattr(kind, "equation", None) in (SDE, Langevin)
+        and kind is not solvers.OneStep
         and kind.law is Law.NORMAL
     }
     assert strong == {type(case.solver) for case in CASES}
