@@ -64,8 +64,8 @@ class Series:
         """
         if not values or len(times) != len(values):
             raise ValueError(
-                f"`times` and `values` must hold the same number of series, at least one; got {len(times)} and "
-                f"{len(values)}."
+                f"`times` and `values` must hold the same number of series, at least one; got {len(times)} "
+                f"and {len(values)}."
             )
         union = torch.cat(list(times)).unique()
         whole = values[0].new_full((len(values), len(union), values[0].shape[-1]), torch.nan)

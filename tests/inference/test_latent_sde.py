@@ -11,6 +11,7 @@ from inference.encoders import GRUEncoder, TemporalConvolution
 from inference.fractional import GaussianChain, Observations, log_evidence
 from inference.girsanov import solve_controlled
 from inference.latent_noise import FractionalNoise
+from inference.latent_samplers import PosteriorSampler, PriorSampler, predict
 from inference.latent_sde import ConstantDiffusion, DiagonalDiffusion, LatentSDE, latent_sde
 from inference.likelihoods import Bernoulli, Gaussian, Poisson
 from inference.series import Series
@@ -18,6 +19,7 @@ from sde import SDE, EulerMaruyama, Heun, NoiseStream, NoiseStructure, Solver
 from sde.grid import make_grid
 from sde.solvers import SRA1, MilsteinLevy
 from tests.statistics import assert_mean
+from uq import Model
 
 _F64 = torch.float64
 _TIMES = torch.tensor([0.0, 0.1, 0.25, 0.6, 0.7, 1.0], dtype=_F64)
@@ -297,3 +299,65 @@ def test_likelihoods_have_the_densities_of_their_laws() -> None:
 def test_wrong_use_is_refused(call, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def _neural(noise: FractionalNoise | None = None) -> LatentSDE:
+    return _disturb(latent_sde(2, 3, max_step=0.05, seed=0, noise=noise), size=0.05)
+
+
+@pytest.mark.parametrize("kind", ["Brownian", "I", "II"])
+def test_samplers_are_models_whose_rows_do_not_depend_on_the_batch(kind: str) -> None:
+    model = _neural(_noise(kind))
+    series = Series(_TIMES.float(), NoiseStream(5, 0, 1).normals(6, channels=2))
+    times = torch.tensor([0.0, 0.3, 1.0, 1.4])
+    for sampler in (PriorSampler(model, times, 2), PosteriorSampler(model, series, times)):
+        assert isinstance(sampler, Model)
+        noise = NoiseStream(4, 0, 70)
+        whole = sampler(torch.zeros(70, 0), noise)
+        assert whole.shape == (70, 4, 2)
+        assert torch.equal(sampler(torch.zeros(10, 0), noise[60:]), whole[60:])
+        assert whole.isfinite().all()
+
+
+def test_prior_sampler_has_the_law_of_the_model() -> None:
+    sampler = PriorSampler(_linear("Brownian"), torch.tensor([0.0, 0.5, 1.0], dtype=_F64), 1)
+    drawn = sampler(torch.zeros(40_000, 0), NoiseStream(4, 0, 40_000))[..., 0]
+    # Euler's chain: variance 1 at the start, factor (1 - 0.7 h)^2 and 0.64 h a step; then the noise, 0.16.
+    variances, variance = [], 1.0
+    for step in range(21):
+        if step % 10 == 0:
+            variances.append(variance + 0.16)
+        variance = variance * (1 - 0.7 * 0.05) ** 2 + 0.64 * 0.05
+    assert_mean(drawn, 0.0, bias=0.06)
+    assert_mean(drawn.square(), torch.tensor(variances, dtype=_F64), bias=0.09)
+
+
+def test_intervals_of_a_prediction_have_their_coverage() -> None:
+    # With an untrained control the prediction is the prior's: its interval is known.
+    series = _series([0, 5])
+    paths = 20_000
+    times = torch.tensor([0.25, 1.0, 2.0], dtype=_F64)
+    found = predict(_linear("Brownian"), series, times, NoiseStream(2, 0, paths), paths=paths, coverage=0.8)
+    variance, deviations = 1.0, []
+    for step in range(41):
+        if step in (5, 20, 40):
+            deviations.append((variance + 0.16) ** 0.5)
+        variance = variance * (1 - 0.7 * 0.05) ** 2 + 0.64 * 0.05
+    wide = stats.norm.ppf(0.9) * torch.tensor(deviations, dtype=_F64)
+    # The standard error of this quantile is 1.7 deviations over the root of the paths; 5 of them.
+    bound = 5 * 1.71 / math.sqrt(paths) * max(deviations)
+    assert (found.upper[0, :, 0] - wide).abs().max() < bound
+    assert (found.lower[0, :, 0] + wide).abs().max() < bound
+    assert found.mean.abs().max() < bound
+
+
+def test_samplers_refuse() -> None:
+    model, series = _linear("Brownian"), _series([0])
+    with pytest.raises(ValueError, match="`coverage` must lie in"):
+        predict(model, series, _TIMES, NoiseStream(0, 0, 4), paths=4, coverage=1.0)
+    with pytest.raises(ValueError, match=r"`times` must not lie before 0\.0; got -1\.0"):
+        predict(model, series, _TIMES - 1, NoiseStream(0, 0, 4), paths=4)
+    with pytest.raises(ValueError, match="`series` must be one series; got 2"):
+        PosteriorSampler(model, Series(_TIMES, torch.zeros(2, 6, 1, dtype=_F64)), _TIMES)
+    with pytest.raises(ValueError, match="`inputs` must have shape"):
+        PriorSampler(model, _TIMES, 1)(torch.zeros(4, 1), NoiseStream(0, 0, 4))
