@@ -4,7 +4,7 @@ import pytest
 
 pytest.importorskip("matplotlib", reason="needs the extra plot")
 
-from examples import executors_and_resume, sde_monte_carlo, sobol_function
+from examples import executors_and_resume, latent_lorenz, sde_monte_carlo, sobol_function
 
 
 def test_sde_monte_carlo_finds_the_exact_mean(tmp_path):
@@ -32,3 +32,19 @@ def test_executors_and_a_killed_run_agree(tmp_path):
     assert 200 <= numbers["committed_at_kill"] < 400
     assert numbers["resumed_evaluations"] == 0
     assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+def test_latent_lorenz_learns_at_once(tmp_path):
+    numbers = latent_lorenz.main(tmp_path, epochs=4)
+    assert numbers["bound"] > 0.5 * numbers["bound_before"]  # both are negative
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+    assert (tmp_path / "log.csv").read_text().startswith("iteration,loss,seconds,validation")
+
+
+@pytest.mark.slow
+def test_latent_lorenz_imputes_and_forecasts(tmp_path):
+    numbers = latent_lorenz.main(tmp_path)
+    assert numbers["bound"] > 0
+    assert numbers["imputation_error"] < 0.15
+    assert numbers["forecast_error"] < 0.5 * numbers["last_value_error"]
+    assert numbers["forecast_coverage"] > 0.85
