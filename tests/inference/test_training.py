@@ -53,16 +53,23 @@ def test_gradients_are_clipped() -> None:
     assert moved[1] > 0.15
 
 
-def test_lowest_validation_is_returned_and_stops_the_training() -> None:
+def test_lowest_validation_is_returned_and_stops_the_training(tmp_path: Path) -> None:
     settings = FitSettings(iterations=500, rate=0.1, average=0.0, log_every=5, patience=4, final_rate=1.0)
-    best, history = fit(
-        _Point(),
-        lambda model, i: (model.x - 5).square(),
-        settings=settings,
-        identity={},
-        validate=lambda model: (model.x - 2).abs(),
-        progress=False,
-    )
+    steps: list[int] = []
+
+    def loss(model: nn.Module, iteration: int) -> Tensor:
+        steps.append(iteration)
+        return (model.x - 5).square()
+
+    def run() -> tuple[nn.Module, dict[str, list[float]]]:
+        where = {"checkpoint": tmp_path / "point.pt", "progress": False}
+        validate = lambda model: (model.x - 2).abs()  # noqa: E731
+        return fit(_Point(), loss, settings=settings, identity={}, validate=validate, **where)
+
+    best, history = run()
+    again, _ = run()  # a run that has stopped returns at once, with the same weights
+    assert torch.equal(best.x, again.x)
+    assert steps == list(range(len(steps)))
     lowest = min(history["validation"])
     assert abs(float(best.x) - 2) == pytest.approx(lowest)
     assert history["validation"].index(lowest) == len(history["validation"]) - 5
