@@ -4,7 +4,7 @@ import pytest
 
 pytest.importorskip("matplotlib", reason="needs the extra plot")
 
-from examples import executors_and_resume, latent_lorenz, sde_monte_carlo, sobol_function
+from examples import double_well, executors_and_resume, latent_lorenz, sde_monte_carlo, sobol_function
 
 
 def test_sde_monte_carlo_finds_the_exact_mean(tmp_path):
@@ -48,3 +48,13 @@ def test_latent_lorenz_imputes_and_forecasts(tmp_path):
     assert numbers["imputation_error"] < 0.15
     assert numbers["forecast_error"] < 0.5 * numbers["last_value_error"]
     assert numbers["forecast_coverage"] > 0.85
+
+
+@pytest.mark.slow
+def test_double_well_drift_is_found_where_the_particle_was(tmp_path):
+    numbers = double_well.main(tmp_path)
+    assert numbers["drift_error"] < 0.5 * numbers["zero_error"]
+    assert numbers["covered"] > 0.3  # the band does not show the bias of the approximate posterior
+    assert numbers["widening"] > 3
+    assert numbers["sigma"] == pytest.approx(double_well.SIGMA, abs=0.15)
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
