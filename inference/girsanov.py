@@ -9,7 +9,8 @@ control :math:`u` that solves :math:`g u = f_q - f_p`,
     \log \frac{\mathrm dP}{\mathrm dQ} = -\int u \cdot \mathrm dW - \tfrac12 \int |u|^2\,\mathrm dt .
 
 Where no such control exists, because the drifts differ in a direction that the noise does not reach, the
-divergence is infinite, and that is what is returned.
+divergence is infinite, and that is what is returned (:func:`solve_measure`). A posterior that is given by its
+control has a finite divergence by construction (:func:`solve_controlled`).
 
 References:
     Oksendal (2003), theorem 8.6.6. doi:10.1007/978-3-642-14394-6
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor
 
 from sde import SDE, Calculus, NoiseStructure, solve
+from sde.equation import Coefficient
 from sde.gradients import Checkpointed, Gradient
 from sde.noise import Areas, Increment
 from sde.noise.increments import Law
@@ -31,7 +33,7 @@ from sde.solve import Noise
 from sde.solvers import EulerMaruyama, Solver
 from sde.solvers.interface import Carry, Orders
 
-__all__ = ["PathMeasure", "control", "solve_measure"]
+__all__ = ["PathMeasure", "control", "solve_controlled", "solve_measure"]
 
 _OUT_OF_RANGE = 1e-4  # relative size of a drift difference that noise does not reach: far above rounding
 _DEFAULT_SOLVER, _DEFAULT_GRADIENT = EulerMaruyama(), Checkpointed()
@@ -141,12 +143,85 @@ def solve_measure(
             raise ValueError(f"`posterior` must have the {name} of `prior`, {one}; got {other}.")
     if posterior.structure is NoiseStructure.NONE:
         raise ValueError("`posterior` must have noise: without it two different drifts share no path.")
+    weighing = _Weighing(solver, prior)
+    return _measured(weighing, posterior, initial, times, noise, substeps, max_step, gradient)
+
+
+def solve_controlled(
+    prior: SDE,
+    control: Coefficient,
+    initial: Tensor,
+    times: Tensor,
+    noise: Noise,
+    *,
+    solver: Solver = _DEFAULT_SOLVER,
+    substeps: int = 1,
+    max_step: float | None = None,
+    gradient: Gradient = _DEFAULT_GRADIENT,
+) -> PathMeasure:
+    r"""Integrate the equation whose Wiener process a control moves, and the integrals of its paths.
+
+    .. math:: \mathrm dX = f\,\mathrm dt + g\,(\mathrm dW + u\,\mathrm dt)
+
+    The control is held over each step, so the scheme is that of the prior with increments
+    :math:`\Delta W + u h`. That makes ``log_ratio`` the exact logarithm of the ratio of the densities of the
+    two chains, whatever the scheme, and bounds from it true bounds for the scheme. A step costs one
+    evaluation of the control and one step of the prior.
+
+    Args:
+        prior: Equation P.
+        control: ``u``; time, 0-d, and state ``(n, *shape)`` to ``(n, channels)``.
+        initial: State at ``times[0]``, shape ``(n, *shape)``.
+        times: Strictly increasing instants, shape ``(T,)``.
+        noise: As for :func:`sde.solve`.
+        solver: One-step method that needs no Levy areas between channels.
+        substeps: Steps between instants.
+        max_step: Instead of ``substeps``: the length that no step exceeds.
+        gradient: How the solve is differentiated, with a graph.
+
+    Returns:
+        Paths and integrals, differentiable.
+
+    Raises:
+        ValueError: If the prior has no noise, the scheme needs Levy areas or three-point increments, or as
+            :func:`sde.solve`.
+
+    Example:
+        >>> from sde import NoiseStream
+        >>> walk = SDE(lambda t, x: 0 * x, lambda t, x: 2 * torch.ones_like(x))
+        >>> times, noise = torch.linspace(0, 1, 5), NoiseStream(0, 0, 10)
+        >>> pushed = solve_controlled(walk, lambda t, x: 0.5 + 0 * x, torch.zeros(10, 1), times, noise)
+        >>> pushed.divergence[0]
+        tensor([0.0000, 0.0312, 0.0625, 0.0938, 0.1250])
+    """
+    if prior.structure is NoiseStructure.NONE:
+        raise ValueError("`prior` must have noise: without it there is nothing to control.")
+    if Areas.LEVY in solver.areas or solver.law is not Law.NORMAL:
+        raise ValueError(
+            f"`solver` must need Wiener increments, and no Levy areas between them; got "
+            f"{type(solver).__name__}."
+        )
+    steered = _Steered(solver, control)
+    return _measured(steered, prior, initial, times, noise, substeps, max_step, gradient)
+
+
+def _measured(
+    tracking: "_Tracking",
+    equation: SDE,
+    initial: Tensor,
+    times: Tensor,
+    noise: Noise,
+    substeps: int,
+    max_step: float | None,
+    gradient: Gradient,
+) -> PathMeasure:
+    """Run a solver that reads integrals behind the state."""
     flat = solve(
-        posterior,
+        equation,
         initial,
         times,
         noise,
-        solver=cast(Solver, _Weighing(solver, prior)),  # its attributes are the solver's, not its class's
+        solver=cast(Solver, tracking),  # its attributes are the solver's, not its class's
         substeps=substeps,
         max_step=max_step,
         gradient=gradient,
@@ -164,11 +239,10 @@ class _Carry(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class _Weighing:
-    """A solver that integrates the control along its paths and reads the integrals behind the state."""
+class _Tracking:
+    """A solver that integrates a control along its paths and reads the integrals behind the state."""
 
     inner: Solver
-    prior: SDE
     equation: ClassVar[type] = SDE
 
     @property
@@ -192,6 +266,18 @@ class _Weighing:
         none = state.new_zeros(len(state))
         return _Carry(self.inner.start(sde, time, state), none, none)
 
+    def read(self, carry: _Carry) -> Tensor:
+        """State and integrals, shape ``(n, components + 2)``."""
+        sums = torch.stack((carry.divergence, carry.martingale), 1)
+        return torch.cat((self.inner.read(carry.inner).flatten(1), sums), 1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Weighing(_Tracking):
+    """The control is what tells the drift of the equation from that of the prior."""
+
+    prior: SDE
+
     def step(self, sde: SDE, time: Tensor, carry: _Carry, dt: Tensor, increment: Increment) -> _Carry:
         """A step of the solver, and what it adds to the integrals."""
         u = control(self.prior, sde, time, self.inner.read(carry.inner))
@@ -204,7 +290,21 @@ class _Weighing:
             carry.martingale + moved.sum(1),
         )
 
-    def read(self, carry: _Carry) -> Tensor:
-        """State and integrals, shape ``(n, components + 2)``."""
-        sums = torch.stack((carry.divergence, carry.martingale), 1)
-        return torch.cat((self.inner.read(carry.inner).flatten(1), sums), 1)
+
+@dataclass(frozen=True, slots=True)
+class _Steered(_Tracking):
+    """The control is given, and moves the increments."""
+
+    control: Coefficient
+
+    def step(self, sde: SDE, time: Tensor, carry: _Carry, dt: Tensor, increment: Increment) -> _Carry:
+        """A step of the solver with moved increments, and what it adds to the integrals."""
+        u = self.control(time, self.inner.read(carry.inner))
+        wiener = increment.wiener
+        # A constant velocity leaves the space-time areas as they are.
+        moved = increment._replace(wiener=wiener + (u * dt).view_as(wiener))
+        return _Carry(
+            self.inner.step(sde, time, carry.inner, dt, moved),
+            carry.divergence + 0.5 * dt * u.square().sum(1),
+            carry.martingale + (u * wiener.flatten(1)).sum(1),
+        )

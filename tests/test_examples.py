@@ -4,7 +4,14 @@ import pytest
 
 pytest.importorskip("matplotlib", reason="needs the extra plot")
 
-from examples import executors_and_resume, fractional_bridge, sde_monte_carlo, sobol_function
+from examples import (
+    double_well,
+    executors_and_resume,
+    fractional_bridge,
+    latent_lorenz,
+    sde_monte_carlo,
+    sobol_function,
+)
 
 
 def test_sde_monte_carlo_finds_the_exact_mean(tmp_path):
@@ -56,4 +63,30 @@ def test_volatility_is_rough_and_its_proxy_noisy(tmp_path):
     assert plain[2] < noisy[0] < noisy[2] < 0.3
     assert implied["maximum likelihood"][0] == pytest.approx(0.436, abs=0.005)
     assert implied["maximum likelihood"][2] < 0.5
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+def test_latent_lorenz_learns_at_once(tmp_path):
+    numbers = latent_lorenz.main(tmp_path, epochs=4)
+    assert numbers["bound"] > 0.5 * numbers["bound_before"]  # both are negative
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+    assert (tmp_path / "log.csv").read_text().startswith("iteration,loss,seconds,validation")
+
+
+@pytest.mark.slow
+def test_latent_lorenz_imputes_and_forecasts(tmp_path):
+    numbers = latent_lorenz.main(tmp_path)
+    assert numbers["bound"] > 0
+    assert numbers["imputation_error"] < 0.15
+    assert numbers["forecast_error"] < 0.5 * numbers["last_value_error"]
+    assert numbers["forecast_coverage"] > 0.85
+
+
+@pytest.mark.slow
+def test_double_well_drift_is_found_where_the_particle_was(tmp_path):
+    numbers = double_well.main(tmp_path)
+    assert numbers["drift_error"] < 0.5 * numbers["zero_error"]
+    assert numbers["covered"] > 0.3  # the band does not show the bias of the approximate posterior
+    assert numbers["widening"] > 3
+    assert numbers["sigma"] == pytest.approx(double_well.SIGMA, abs=0.15)
     assert (tmp_path / "figure.png").stat().st_size > 10_000
