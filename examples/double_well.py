@@ -11,7 +11,7 @@
 # other weights: where the members of this ensemble agree, the data say what the drift is; beyond the wells,
 # where little was seen, they part. The band shows what chance in data and training does. It does not show the
 # bias that is left because the posterior is an approximation: drift and noise are learned a little too small,
-# and the band holds the true drift at only about half of the visited states.
+# and the band holds the true drift at only about half of the visited states, and at none far outside.
 
 # %%
 """A drift learned from noisy series of a double well, with the band of a bootstrap ensemble."""

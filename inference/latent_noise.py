@@ -4,6 +4,11 @@ r"""Fractional noise of a latent equation, with a Hurst index that is learned be
 
 The Markov approximation has unit variance at time 1 whatever the index, so that index and size of the noise
 are not confounded more than they must be.
+
+The index is what maximises the evidence *bound*. A control that is held over steps leaves a gap that grows as
+noise gets rougher, which draws the index of rough noise towards 1/2 (one run, 128 paths of exact noise seen
+with deviation 0.1 at 33 instants, 2 steps between them: 0.68 for a true 0.7, but 0.52 for 0.3). Where the
+model is linear and Gaussian, maximise :func:`inference.fractional.log_evidence` instead.
 """
 
 import math
