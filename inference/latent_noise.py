@@ -16,9 +16,10 @@ import math
 import torch
 from torch import Tensor, nn
 
+from sde.noise.gaussian_path import low_rank_factors
 from sde.noise.markov_fbm import MarkovFBM
 from sde.noise.markov_weights import Kind
-from sde.noise.ou_transition import low_rank_factors, slope_covariance
+from sde.noise.ou_transition import slope_covariance
 
 __all__ = ["FractionalNoise"]
 
