@@ -83,7 +83,7 @@ def _evidence(model: LatentSDE, observed: list[int]) -> Tensor:
         unit + sizes[:, None, None] * matrix,
         factors @ factors.mT,
         factors,
-        unit[0],
+        unit[:1].expand(len(starts) + 1, -1),
     )
     ends = [0, *torch.tensor(grid.counts).cumsum(0).tolist()]
     seen = Observations([ends[i] for i in observed], _VALUES[observed], 0.4)
