@@ -175,15 +175,15 @@ class MixtureProblem:
         responsibility, pulled, pairs = self._posterior(t, x)
         _, target, _ = self._ends()
         return (
-            responsibility[..., None] * (target[0] + pairs.beta[..., None] * _apply(target[1], pulled))
+            responsibility[..., None] * (target[0] + pairs.beta[..., None] * _apply(target[1][None], pulled))
         ).sum(1)
 
     def _base(self, t: Tensor, x: Tensor) -> Tensor:
         responsibility, pulled, pairs = self._posterior(t, x)
         base, _, _ = self._ends()
-        return (responsibility[..., None] * (base[0] + pairs.alpha[..., None] * _apply(base[1], pulled))).sum(
-            1
-        )
+        return (
+            responsibility[..., None] * (base[0] + pairs.alpha[..., None] * _apply(base[1][None], pulled))
+        ).sum(1)
 
     def _transport(self, t: Tensor, x: Tensor) -> Tensor:
         return self._velocity(t, x) + self.interpolant.variance(t)[1] * self._score(t, x)
@@ -238,7 +238,7 @@ class MixtureProblem:
         pairs = self._pairs(t)
         centred = x[:, None] - pairs.means
         factors = torch.linalg.cholesky(pairs.covariances)
-        pulled = torch.cholesky_solve(centred[..., None], factors)[..., 0]
+        pulled = _apply(torch.cholesky_inverse(factors), centred)
         log_det = 2 * factors.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         log_weights = self._ends()[2].log() - 0.5 * (log_det + (centred * pulled).sum(-1))
         return log_weights.softmax(-1), pulled, pairs
@@ -270,5 +270,7 @@ def _matrix(scalar: Tensor) -> Tensor:
 
 
 def _apply(matrices: Tensor, vectors: Tensor) -> Tensor:
-    """Matrices ``(..., k, d, d)`` times vectors ``(n, k, d)``."""
+    """Matrices ``(r, k, d, d)`` times vectors ``(n, k, d)``, with ``r`` 1 or ``n``."""
+    if len(matrices) == 1:  # one product for all points
+        return torch.einsum("kde,nke->nkd", matrices[0], vectors)
     return (matrices @ vectors[..., None])[..., 0]

@@ -1,0 +1,27 @@
+"""Samplers that carry a base to a target along what networks have learned of an interpolant."""
+
+from inference.samplers.bdia import BDIA
+from inference.samplers.dpm_solver import DPMSolver, StochasticDPMSolver
+from inference.samplers.flows import (
+    ProbabilityDiffusion,
+    ProbabilityFlow,
+    diffusion_equation,
+    flow_equation,
+    optimal_diffusivity,
+)
+from inference.samplers.grids import geometric_times, log_snr_times
+from inference.samplers.interface import Sampler
+
+__all__ = [
+    "BDIA",
+    "DPMSolver",
+    "ProbabilityDiffusion",
+    "ProbabilityFlow",
+    "Sampler",
+    "StochasticDPMSolver",
+    "diffusion_equation",
+    "flow_equation",
+    "geometric_times",
+    "log_snr_times",
+    "optimal_diffusivity",
+]
