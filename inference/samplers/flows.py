@@ -38,6 +38,7 @@ __all__ = [
     "ProbabilityDiffusion",
     "ProbabilityFlow",
     "diffusion_equation",
+    "diffusivity_at",
     "flow_equation",
     "optimal_diffusivity",
 ]
@@ -87,11 +88,11 @@ def diffusion_equation(prediction: Prediction, eps: Diffusivity, *, backward: bo
     sign = -1.0 if backward else 1.0
 
     def drift(t: Tensor, x: Tensor) -> Tensor:
-        weights = {Kind.VELOCITY: sign, Kind.SCORE: _at(eps, sign * t)}
+        weights = {Kind.VELOCITY: sign, Kind.SCORE: diffusivity_at(eps, sign * t)}
         return prediction.combine(weights, sign * t, x)
 
     def diffusion(t: Tensor, x: Tensor) -> Tensor:
-        return (2 * _at(eps, sign * t)).sqrt().to(x).expand(1, *x.shape[1:])
+        return (2 * diffusivity_at(eps, sign * t)).sqrt().to(x).expand(1, *x.shape[1:])
 
     return SDE(drift, diffusion, NoiseStructure.ADDITIVE)
 
@@ -171,7 +172,7 @@ class ProbabilityDiffusion:
         return _last(equation, initial, times if increasing else -times, noise, self.solver)
 
 
-def _at(eps: Diffusivity, t: Tensor) -> Tensor:
+def diffusivity_at(eps: Diffusivity, t: Tensor) -> Tensor:
     """The diffusivity at a time, 0-d."""
     return torch.as_tensor(eps(t) if callable(eps) else eps).to(t)
 
