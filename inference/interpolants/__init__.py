@@ -8,9 +8,18 @@ from inference.interpolants.amplitude import (
     Sigmoids,
     SineSquared,
 )
+from inference.interpolants.couplings import (
+    Coupling,
+    Entropic,
+    OptimalTransport,
+    coupled,
+    independent,
+    paired,
+)
 from inference.interpolants.flow import FlowSampler, FlowSettings, VelocityNetwork, train_flow
 from inference.interpolants.interpolant import Interpolant, Kind, Mirror, OneSided, TwoSided
 from inference.interpolants.losses import kl_bound, matching_loss
+from inference.interpolants.matching import Matching
 from inference.interpolants.prediction import Prediction
 from inference.interpolants.schedule import (
     Diffusion,
@@ -26,17 +35,21 @@ from inference.interpolants.schedule import (
 __all__ = [
     "Amplitude",
     "BrownianBridge",
+    "Coupling",
     "Diffusion",
     "EncodingDecoding",
+    "Entropic",
     "Fading",
     "FlowSampler",
     "FlowSettings",
     "Interpolant",
     "Kind",
     "Linear",
+    "Matching",
     "Mirror",
     "Normalised",
     "OneSided",
+    "OptimalTransport",
     "Parabola",
     "Prediction",
     "Quadratic",
@@ -47,7 +60,10 @@ __all__ = [
     "TwoSided",
     "VariancePreserving",
     "VelocityNetwork",
+    "coupled",
+    "independent",
     "kl_bound",
     "matching_loss",
+    "paired",
     "train_flow",
 ]
