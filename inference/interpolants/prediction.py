@@ -123,7 +123,12 @@ class Prediction:
                 raise ValueError(
                     f"`kind` must be one of {type(self.interpolant).__name__}'s; got {kind.value}."
                 )
-        wanted = _sum([(torch.as_tensor(w).to(at)[..., None], rows[kind]) for kind, w in weights.items()])
+        wanted = _sum(
+            [
+                (torch.as_tensor(w, dtype=at.dtype, device=at.device)[..., None], rows[kind])
+                for kind, w in weights.items()
+            ]
+        )
         known = self.interpolant.rows(near)
         basis = torch.stack([self.interpolant.relation(near), *(known[kind] for kind in kinds)], -1)
         found, singular = torch.linalg.solve_ex(basis, wanted[..., None])

@@ -9,6 +9,7 @@ from inference.samplers.flows import (
     flow_equation,
     optimal_diffusivity,
 )
+from inference.samplers.forecast import leave_point
 from inference.samplers.grids import geometric_times, log_snr_times
 from inference.samplers.interface import Sampler
 
@@ -22,6 +23,7 @@ __all__ = [
     "diffusion_equation",
     "flow_equation",
     "geometric_times",
+    "leave_point",
     "log_snr_times",
     "optimal_diffusivity",
 ]

@@ -24,9 +24,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from inference.interpolants.interpolant import Kind
+from inference.interpolants.interpolant import Kind, OneSided, TwoSided
 from inference.interpolants.prediction import Prediction
-from inference.interpolants.schedule import Schedule
 from inference.samplers.interface import check_times
 from sde.equation import SDE, NoiseStructure, ode
 from sde.noise import NoiseStream
@@ -97,27 +96,38 @@ def diffusion_equation(prediction: Prediction, eps: Diffusivity, *, backward: bo
     return SDE(drift, diffusion, NoiseStructure.ADDITIVE)
 
 
-def optimal_diffusivity(schedule: Schedule) -> Callable[[Tensor], Tensor]:
+def optimal_diffusivity(path: OneSided | TwoSided) -> Callable[[Tensor], Tensor]:
     r"""The diffusivity that bounds the path divergence best where one network gives velocity and score.
 
-    .. math:: \epsilon^*(t) = \alpha^2 \dot\beta / \beta - \alpha \dot\alpha
+    .. math:: \epsilon^*(t) = c^2 \dot\beta / \beta - c \dot c
 
-    for one-sided interpolants: with an error of the predicted noise the integrand of the bound is
-    :math:`(\alpha \dot\beta/\beta - \dot\alpha + \epsilon/\alpha)^2 / 4\epsilon`, least at this value. It is
-    infinite at 0: start at a positive time.
+    with c the amplitude of the Gaussian part: alpha of a one-sided path, gamma of a two-sided path from known
+    points. With an error of the predicted noise the integrand of the bound is
+    :math:`(c \dot\beta/\beta - \dot c + \epsilon/c)^2 / 4\epsilon`, least at this value. For paths from a
+    point it makes the diffusion a Foellmer process. It may be infinite at 0: start at a positive time there.
+
+    Args:
+        path: One-sided, or two-sided where each sample starts at a known point.
+
+    Returns:
+        A function of time.
 
     Example:
         >>> from inference.interpolants import VariancePreserving
-        >>> optimal_diffusivity(VariancePreserving())(torch.tensor(0.5))  # the reversed process: 1 / t
+        >>> reversed_process = OneSided(VariancePreserving())
+        >>> optimal_diffusivity(reversed_process)(torch.tensor(0.5))  # 1 / t
         tensor(2.)
 
     References:
         Albergo, Boffi & Vanden-Eijnden (2023), Stochastic interpolants, section 2.4. arXiv:2303.08797
+        Chen, Goldstein, Hua, Albergo, Boffi & Vanden-Eijnden (2024), Probabilistic forecasting with
+        stochastic interpolants and Foellmer processes, section 3. arXiv:2403.13724
     """
 
     def eps(t: Tensor) -> Tensor:
-        square, half_rate = schedule.base_variance(t)
-        return square * schedule.derivatives(t)[1] / schedule.coefficients(t)[1] - half_rate
+        square, half_rate = path.variance(t)
+        beta, rate = path.schedule.coefficients(t)[1], path.schedule.derivatives(t)[1]
+        return square * rate / beta - half_rate
 
     return eps
 
@@ -174,7 +184,7 @@ class ProbabilityDiffusion:
 
 def diffusivity_at(eps: Diffusivity, t: Tensor) -> Tensor:
     """The diffusivity at a time, 0-d."""
-    return torch.as_tensor(eps(t) if callable(eps) else eps).to(t)
+    return torch.as_tensor(eps(t) if callable(eps) else eps, dtype=t.dtype, device=t.device)
 
 
 def _last(equation: SDE, initial: Tensor, times: Tensor, noise: NoiseStream | None, solver: Solver) -> Tensor:

@@ -52,31 +52,31 @@ def log_snr_times(
 
 
 def geometric_times(num_steps: int, *, first: float = 1e-4, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Times from 0 to 1 whose first step is short and each next one longer by the same factor.
+    """Times to 1 in geometric progression, for samplers that leave a point.
 
-    For samplers that leave a point: the score grows like the inverse of the time there, and equal steps do
-    not converge for a diffusivity that is smaller than the interpolant's own.
+    The score grows like the inverse of the time there, and equal steps do not converge for a diffusivity that
+    is smaller than the interpolant's own. Start at the first time by
+    :func:`~inference.samplers.leave_point`.
 
     Args:
         num_steps: Number of steps, at least 1.
-        first: First time after 0.
+        first: First time.
         dtype: Floating dtype.
 
     Returns:
-        Shape ``(num_steps + 1,)``: 0, then times in geometric progression from ``first`` to 1.
+        From ``first`` to 1, shape ``(num_steps + 1,)``.
 
     Raises:
         ValueError: If there are no steps or ``first`` is not within (0, 1).
 
     Example:
-        >>> geometric_times(3, first=0.25)
-        tensor([0.0000, 0.2500, 0.5000, 1.0000], dtype=torch.float64)
+        >>> geometric_times(2, first=0.25)
+        tensor([0.2500, 0.5000, 1.0000], dtype=torch.float64)
     """
     _check_steps(num_steps)
     if not 0 < first < 1:
         raise ValueError(f"`first` must lie in (0, 1); got {first}.")
-    powers = first ** torch.linspace(1, 0, num_steps, dtype=torch.float64)
-    return torch.cat((torch.zeros(1, dtype=torch.float64), powers)).to(dtype)
+    return (first ** torch.linspace(1, 0, num_steps + 1, dtype=torch.float64)).to(dtype)
 
 
 def _check_steps(num_steps: int) -> None:

@@ -12,11 +12,13 @@ from torch import Tensor
 from inference.interpolants import (
     BrownianBridge,
     Diffusion,
+    Fading,
     Kind,
     Linear,
     Mirror,
     OneSided,
     Prediction,
+    Quadratic,
     Trigonometric,
     TwoSided,
     VariancePreserving,
@@ -31,6 +33,7 @@ from inference.samplers import (
     StochasticDPMSolver,
     diffusion_equation,
     geometric_times,
+    leave_point,
     log_snr_times,
     optimal_diffusivity,
 )
@@ -72,7 +75,7 @@ STOCHASTIC: list[Sampler] = [
     ProbabilityDiffusion(0.3),
     ProbabilityDiffusion(0.3, EulerMaruyama()),
     ProbabilityDiffusion(lambda t: t * (1 - t)),
-    ProbabilityDiffusion(optimal_diffusivity(Linear())),
+    ProbabilityDiffusion(optimal_diffusivity(OneSided())),
     StochasticDPMSolver(1),
     StochasticDPMSolver(2),
 ]
@@ -325,6 +328,99 @@ def test_ddim_steps_backward_do_not_return() -> None:
     assert (back - start).square().mean().sqrt() > 0.05
 
 
+def forecast_moments(
+    eps: Callable[[Tensor], Tensor], times: Tensor, solver: Solver, *, start_late: bool = True
+) -> tuple[float, float]:
+    """Mean and variance of a forecast of N(0.8 x0, 0.3) from x0 = 1.5, exact for the linear scheme.
+
+    The last two paths are the one without noise and the one with a unit of the first normal.
+    """
+    steps = len(times) - 1
+    path = TwoSided(Quadratic(), Fading())
+    exact = MixtureProblem(path, gaussian(1.5, 1e-14), gaussian(1.2, 0.3))
+    start = torch.full((steps + 2, 1), 1.5, dtype=F64)
+    prediction = Prediction.from_start(path, start, Kind.VELOCITY, exact.field(Kind.VELOCITY))
+    first = start
+    if start_late:
+        still = path.point(times[0], start, prediction.to(Kind.TARGET)(times[0], start), 0 * start)
+        normal = torch.zeros_like(start)
+        normal[-1] = 1.0
+        first = still + path.variance(times[0])[0].sqrt() * normal
+    wiener = torch.zeros(steps + 2, steps, 1, dtype=F64)
+    wiener[torch.arange(steps), torch.arange(steps), 0] = times.diff().sqrt()
+    equation = diffusion_equation(prediction, eps)
+    ends = solve(equation, first, times, GivenIncrements(wiener), solver=solver)[:, -1, 0]
+    return ends[-2].item(), (ends - ends[-2]).square().sum().item()
+
+
+FORECASTS: list[tuple[str, Callable[[Tensor], Tensor]]] = [
+    ("own", lambda t: 0.5 * (1 - t) ** 2),
+    ("Foellmer", lambda t: 0.5 * (1 - t) * (3 - t)),
+    ("small", lambda t: 0.5 * (0.3 * (1 - t)) ** 2),
+]
+
+
+@pytest.mark.parametrize(("name", "eps"), FORECASTS, ids=lambda v: v if isinstance(v, str) else "")
+def test_forecast_from_a_point_has_the_conditional_law_for_any_diffusivity(
+    name: str, eps: Callable[[Tensor], Tensor]
+) -> None:
+    mean, variance = forecast_moments(eps, geometric_times(400), Heun())
+    assert abs(mean - 1.2) < 0.002
+    assert abs(variance - 0.3) < 0.002
+
+
+def test_equal_steps_do_not_converge_for_a_small_diffusivity_from_a_point() -> None:
+    """0.347 and 0.341 for a variance of 0.3, with 400 and 1600 steps from the exact law of the first."""
+    for steps, expected in ((400, 0.347), (1600, 0.341)):
+        times = torch.linspace(0, 1, steps + 1, dtype=F64)[1:]
+        assert abs(forecast_moments(FORECASTS[2][1], times, EulerMaruyama())[1] - expected) < 0.002
+
+
+def test_leaving_the_point_at_once_loses_variance() -> None:
+    """The equation has many solutions from the point itself, and a solver finds another one."""
+    times = torch.cat((torch.zeros(1, dtype=F64), geometric_times(400)))
+    assert forecast_moments(FORECASTS[2][1], times, Heun(), start_late=False)[1] < 0.2
+
+
+def test_points_that_were_left_have_the_law_of_the_path() -> None:
+    path, n = TwoSided(Quadratic(), Fading(2.0)), 50_000
+    start, noise = torch.full((n, 1), 1.5, dtype=F64), NoiseStream(7, 0, n)
+    prediction = Prediction.from_start(path, start, Kind.TARGET, lambda t, x: 0.8 * start)
+    points = leave_point(prediction, start, torch.tensor(0.01), noise)
+    assert_mean(points, 0.99 * 1.5 + 1e-4 * 1.2, bias=0.02)
+    assert abs(points.var() / (4 * 0.01 * 0.99**2) - 1) < 6 * math.sqrt(2 / n)
+
+
+def test_optimal_diffusivity_of_a_path_from_a_point_is_that_of_foellmer() -> None:
+    """(1 - t)(3 - t) c^2 / 2 for beta = t^2, and (1 - t^2) c^2 / 2 for beta = t."""
+    t = torch.linspace(0.05, 0.95, 7, dtype=F64)
+    late = optimal_diffusivity(TwoSided(Quadratic(), Fading(1.5)))(t)
+    torch.testing.assert_close(late, 1.125 * (1 - t) * (3 - t), rtol=1e-13, atol=0)
+    straight = optimal_diffusivity(TwoSided(Linear(), Fading(1.5)))(t)
+    torch.testing.assert_close(straight, 1.125 * (1 - t**2), rtol=1e-13, atol=0)
+
+
+def test_score_of_a_path_from_a_point_follows_from_its_drift() -> None:
+    """At s = 0.37 and x = 0.9 it is 1.3725485296, and the published identity holds."""
+    path, x, t = (
+        TwoSided(Quadratic(), Fading()),
+        torch.tensor([[0.9]], dtype=F64),
+        torch.tensor(0.37, dtype=F64),
+    )
+    exact = MixtureProblem(path, gaussian(1.5, 1e-15), gaussian(1.2, 0.3))
+    prediction = Prediction.from_start(path, 0 * x + 1.5, Kind.VELOCITY, exact.field(Kind.VELOCITY))
+    score = prediction.to(Kind.SCORE)(t, x)
+    s = t.item()
+    drift = prediction.combine({Kind.VELOCITY: 1.0, Kind.SCORE: 0.5 * (1 - s) ** 2}, t, x)
+    beta, beta_rate, sigma = s**2, 2 * s, 1 - s
+    published = (beta * drift - beta_rate * x - (-beta - beta_rate * sigma) * 1.5) / (
+        s * sigma * (beta_rate * sigma + beta)
+    )
+    torch.testing.assert_close(score, published, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(score, exact.field(Kind.SCORE)(t, x), rtol=1e-10, atol=0)
+    assert abs(score.item() - 1.3725485296) < 1e-9
+
+
 def test_mirror_diffusion_keeps_its_law_and_forgets_its_start() -> None:
     exact, n = MixtureProblem(Mirror(BrownianBridge(10.0)), gaussian(0, 1), gaussian(2, 2)), 20_000
     noise = NoiseStream(6, 0, n)
@@ -343,7 +439,7 @@ def test_grids_have_exact_ends() -> None:
     assert times[-1] == 0.9
     steps = VariancePreserving().log_snr(times).diff()
     torch.testing.assert_close(steps, steps.mean().expand(7), rtol=1e-12, atol=0)
-    assert geometric_times(5)[[0, 1, -1]].tolist() == [0, pytest.approx(1e-4, rel=1e-12), 1]
+    assert geometric_times(5)[[0, -1]].tolist() == [pytest.approx(1e-4, rel=1e-12), 1]
 
 
 ONE = torch.zeros(1, 1, dtype=F64)
