@@ -12,6 +12,8 @@ from inference.samplers.flows import (
 from inference.samplers.forecast import leave_point
 from inference.samplers.grids import geometric_times, log_snr_times
 from inference.samplers.interface import Sampler
+from inference.samplers.poisson import StudentNoise, denoising_flow
+from inference.samplers.rectified import reflow, straightness
 
 __all__ = [
     "BDIA",
@@ -20,10 +22,14 @@ __all__ = [
     "ProbabilityFlow",
     "Sampler",
     "StochasticDPMSolver",
+    "StudentNoise",
+    "denoising_flow",
     "diffusion_equation",
     "flow_equation",
     "geometric_times",
     "leave_point",
     "log_snr_times",
     "optimal_diffusivity",
+    "reflow",
+    "straightness",
 ]
