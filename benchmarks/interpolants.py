@@ -44,9 +44,12 @@ from inference.samplers import (
     DPMSolver,
     ProbabilityFlow,
     Sampler,
+    StudentNoise,
     diffusion_equation,
+    fit_solver,
     geometric_times,
     log_snr_times,
+    straightness,
 )
 from sde.noise import GivenIncrements, NoiseStream
 from sde.solve import solve
@@ -262,6 +265,49 @@ def exponential_integrators(smoke: bool) -> Iterator[Figure]:
         yield at_most(f"BDIA 1: round trip of {steps} steps", (back - start).abs().max().item(), 1e-12)
 
 
+def learned_and_heavy(smoke: bool) -> Iterator[Figure]:
+    """Solvers of five evaluations on starts they have not seen, PFGM++ near its limit, and one Euler step."""
+    times = log_snr_times(Diffusion(), 5, first=0.0, last=1 - 1e-3)
+    prediction = _three_modes(OneSided(Diffusion())).prediction(Kind.TARGET)
+    count = 1000 if smoke else 4000
+    normals = NoiseStream(9, 0, 700 + count).normals(2, dtype=_F64)
+    fine = log_snr_times(Diffusion(), 400, first=0.0, last=1 - 1e-3)
+    ends = DPMSolver(3)(prediction, normals, fine, _NO_NOISE)
+    seen, fresh, expected = normals[:700], normals[700:], ends[700:]
+
+    def distance(sampler: Sampler, grid: Tensor) -> float:
+        return (sampler(prediction, fresh, grid, _NO_NOISE) - expected).square().sum(1).mean().sqrt().item()
+
+    ends_snr = Diffusion().log_snr(times[[0, -1]])
+    share = torch.linspace(0, 1, 6, dtype=_F64)
+    roots = (-ends_snr / 7).exp()  # of the ratio of noise to signal, to the power 1/7
+    power = Diffusion().time(-7 * (roots[0] + share * (roots[1] - roots[0])).log())
+    grids = (times, power, share * (1 - 1e-3))
+    best = min(distance(DPMSolver(order), grid) for order in (1, 2, 3) for grid in grids)
+    for learn_times, limit, name in ((False, 0.18, "coefficients"), (True, 0.09, "coefficients and times")):
+        solver = fit_solver(prediction, seen, ends[:700], times, learn_times=learn_times)
+        error = distance(solver, solver.times)
+        yield at_most(
+            f"5 evaluations, learned {name}: error",
+            error,
+            limit,
+            f"best DPM-Solver of 3 orders and grids {best:.3f}",
+        )
+    points, sizes = 2 * NoiseStream(6, 0, 50).normals(2, dtype=_F64), (128, 1024, 8192, 65536)
+    x, one = points.repeat(4, 1) + NoiseStream(7, 0, 200).normals(2, dtype=_F64), torch.ones((), dtype=_F64)
+    limit = StudentNoise(math.inf).denoiser(points)(one, x)
+    errors = [(StudentNoise(float(d)).denoiser(points)(one, x) - limit).norm().item() for d in sizes]
+    yield within("PFGM++: slope in its degrees of freedom", -_slope(sizes, errors), -1.03, -0.97)
+    independent_pairs = _three_modes(OneSided())
+    step = ProbabilityFlow(EulerMaruyama())(
+        independent_pairs.prediction(), fresh, torch.tensor([0.0, 1.0], dtype=_F64), _NO_NOISE
+    )
+    gap = (step - independent_pairs.target.mean).abs().max().item()
+    yield at_most("one Euler step of independent pairs, distance from the mean", gap, 1e-12)
+    straight = straightness(independent_pairs.prediction(), fresh, torch.linspace(0, 1, 101, dtype=_F64))
+    yield within("straightness of that flow", straight.item(), 1.25, 1.45, "1.36 in the reference")
+
+
 def forecasts(smoke: bool) -> Iterator[Figure]:
     """Mean and variance of a forecast from a point, for three diffusivities."""
     steps = 100 if smoke else 400
@@ -381,7 +427,16 @@ def _forecast(share, times: Tensor) -> tuple[float, float]:  # noqa: ANN001
     return ends[-2].item(), (ends - ends[-2]).square().sum().item()
 
 
-SECTIONS = [fields, flows, diffusions, likelihoods, exponential_integrators, forecasts, overhead]
+SECTIONS = [
+    fields,
+    flows,
+    diffusions,
+    likelihoods,
+    exponential_integrators,
+    learned_and_heavy,
+    forecasts,
+    overhead,
+]
 
 if __name__ == "__main__":
     raise SystemExit(main("interpolants", SECTIONS))

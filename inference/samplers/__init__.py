@@ -12,12 +12,14 @@ from inference.samplers.flows import (
 from inference.samplers.forecast import leave_point
 from inference.samplers.grids import geometric_times, log_snr_times
 from inference.samplers.interface import Sampler
+from inference.samplers.learned import LearnedSolver, fit_solver
 from inference.samplers.poisson import StudentNoise, denoising_flow
 from inference.samplers.rectified import reflow, straightness
 
 __all__ = [
     "BDIA",
     "DPMSolver",
+    "LearnedSolver",
     "ProbabilityDiffusion",
     "ProbabilityFlow",
     "Sampler",
@@ -25,6 +27,7 @@ __all__ = [
     "StudentNoise",
     "denoising_flow",
     "diffusion_equation",
+    "fit_solver",
     "flow_equation",
     "geometric_times",
     "leave_point",

@@ -1,4 +1,4 @@
-"""Rectified flows, and PFGM++ with its Gaussian limit."""
+"""Rectified flows, PFGM++ with its Gaussian limit, and learned solvers."""
 
 import math
 from collections.abc import Callable
@@ -6,10 +6,20 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
-from inference.interpolants import Kind, OneSided, Prediction
+from inference.interpolants import Diffusion, Kind, OneSided, Prediction
 from inference.reference_problems import Mixture, MixtureProblem
-from inference.samplers import ProbabilityFlow, StudentNoise, denoising_flow, reflow, straightness
+from inference.samplers import (
+    DPMSolver,
+    ProbabilityFlow,
+    StudentNoise,
+    denoising_flow,
+    fit_solver,
+    log_snr_times,
+    reflow,
+    straightness,
+)
 from sde.noise import NoiseStream
 from sde.solvers import EulerMaruyama
 from tests.statistics import assert_mean
@@ -111,3 +121,44 @@ BAD: list[tuple[Callable[[], object], str]] = [
 def test_refuse(call: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def learning_problem(start: int, stop: int, shift: float = 1.0) -> tuple[Prediction, Tensor, Tensor]:
+    """Three modes by the diffusion schedule: prediction, starts and ends by 400 steps of order 3."""
+    exact = three_modes()
+    target = Mixture(exact.target.weights, shift * exact.target.means, exact.target.covariances)
+    law = MixtureProblem(OneSided(Diffusion()), exact.base, target)
+    noise = NoiseStream(9, start, stop)
+    starts = noise.normals(2, dtype=F64)
+    times = log_snr_times(Diffusion(), 400, first=0.0, last=1 - 1e-3)
+    return (
+        law.prediction(Kind.TARGET),
+        starts,
+        DPMSolver(3)(law.prediction(Kind.TARGET), starts, times, noise),
+    )
+
+
+def distance(found: Tensor, expected: Tensor) -> float:
+    return (found - expected).square().sum(1).mean().sqrt().item()
+
+
+def test_learned_solver_errs_less_than_classical_ones_at_the_same_five_times() -> None:
+    """On starts, and then on modes, that it has not seen."""
+    times = log_snr_times(Diffusion(), 5, first=0.0, last=1 - 1e-3)
+    prediction, starts, ends = learning_problem(0, 700)
+    _, fresh, expected = learning_problem(10_000, 13_000)
+    shifted, moved, there = learning_problem(20_000, 23_000, shift=1.1)
+    classical = min(
+        distance(DPMSolver(k, multistep=True)(prediction, fresh, times, NoiseStream(0, 0, 3000)), expected)
+        for k in (1, 2, 3)
+    )
+    plain = min(
+        distance(DPMSolver(k, multistep=True)(shifted, moved, times, NoiseStream(0, 0, 3000)), there)
+        for k in (1, 2, 3)
+    )
+    for learn_times, share in ((False, 0.5), (True, 0.25)):
+        solver = fit_solver(prediction, starts, ends, times, learn_times=learn_times)
+        found = solver(prediction, fresh, solver.times, NoiseStream(0, 0, 3000))
+        assert distance(found, expected) < share * classical
+        there_too = solver(shifted, moved, solver.times, NoiseStream(0, 0, 3000))
+        assert distance(there_too, there) < 0.8 * plain
