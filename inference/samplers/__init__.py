@@ -11,6 +11,7 @@ from inference.samplers.flows import (
 )
 from inference.samplers.forecast import leave_point
 from inference.samplers.grids import geometric_times, log_snr_times
+from inference.samplers.guidance import guided
 from inference.samplers.interface import Sampler
 from inference.samplers.learned import LearnedSolver, fit_solver
 from inference.samplers.poisson import StudentNoise, denoising_flow
@@ -30,6 +31,7 @@ __all__ = [
     "fit_solver",
     "flow_equation",
     "geometric_times",
+    "guided",
     "leave_point",
     "log_snr_times",
     "optimal_diffusivity",
