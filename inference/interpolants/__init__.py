@@ -20,7 +20,7 @@ from inference.interpolants.flow import FlowSampler, FlowSettings, VelocityNetwo
 from inference.interpolants.interpolant import Interpolant, Kind, Mirror, OneSided, TwoSided
 from inference.interpolants.losses import kl_bound, matching_loss
 from inference.interpolants.matching import Matching
-from inference.interpolants.prediction import Prediction
+from inference.interpolants.prediction import Prediction, reschedule
 from inference.interpolants.schedule import (
     Diffusion,
     EncodingDecoding,
@@ -65,5 +65,6 @@ __all__ = [
     "kl_bound",
     "matching_loss",
     "paired",
+    "reschedule",
     "train_flow",
 ]

@@ -18,10 +18,11 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from inference.interpolants.interpolant import Interpolant, Kind
+from inference.interpolants.interpolant import Interpolant, Kind, OneSided
+from inference.interpolants.schedule import Schedule
 from sde.equation import Coefficient
 
-__all__ = ["Prediction"]
+__all__ = ["Prediction", "reschedule"]
 
 _PROBE = 0.37  # an instant at which kinds that determine an interpolant's fields are independent
 
@@ -139,6 +140,45 @@ class Prediction:
         missed = (basis @ found[..., None])[..., 0] - wanted
         lost = missed.abs().amax(-1, keepdim=True) > 1e-3 * wanted.abs().amax(-1, keepdim=True)
         return torch.where(lost, torch.nan, found)
+
+
+def reschedule(prediction: Prediction, schedule: Schedule) -> Prediction:
+    r"""The same networks for another schedule of a one-sided path, without training.
+
+    At equal signal-to-noise ratio the points of two schedules differ by a factor: with
+    :math:`\lambda'(r) = \lambda(t_r)` and
+    :math:`s_r^2 = (\alpha'^2 + \beta'^2)_r / (\alpha^2 + \beta^2)_{t_r}` the target predicted at r and x is that
+    of the networks at :math:`t_r` and :math:`x / s_r`.
+
+    Args:
+        prediction: Of a one-sided interpolant.
+        schedule: The schedule wanted; where its ratio leaves the range of the other, the end is taken.
+
+    Returns:
+        The prediction of the interpolant with that schedule.
+
+    Raises:
+        ValueError: If the interpolant is not one-sided.
+
+    Example:
+        >>> from inference.interpolants import Linear, OneSided, Trigonometric
+        >>> known = Prediction(OneSided(Linear()), {Kind.TARGET: lambda t, x: 0 * x + t})
+        >>> reschedule(known, Trigonometric()).to(Kind.TARGET)(torch.tensor(0.5), torch.zeros(1, 1))
+        tensor([[0.5000]])
+    """
+    path = prediction.interpolant
+    if not isinstance(path, OneSided):
+        raise ValueError(f"`prediction` must be of a OneSided interpolant; got {type(path).__name__}.")
+
+    def target(r: Tensor, x: Tensor) -> Tensor:
+        ends = path.schedule.log_snr(torch.tensor([0.0, 1.0], dtype=r.dtype, device=r.device))
+        t = path.schedule.time(schedule.log_snr(r).clamp(ends[0], ends[1]))
+        ours, theirs = (
+            torch.hypot(*pair) for pair in (schedule.coefficients(r), path.schedule.coefficients(t))
+        )
+        return prediction.to(Kind.TARGET)(t, x * (theirs / ours))
+
+    return Prediction(OneSided(schedule), {Kind.TARGET: target})
 
 
 def _sum(terms: list[tuple[Tensor | float, Tensor]]) -> Tensor:

@@ -3,8 +3,8 @@ r"""Classifier-free guidance: a conditional model pushed away from the unconditi
 .. math:: f_w = f_u + w\,(f_c - f_u)
 
 for the field of any kind, since all are affine in the score with the same coefficients. With ``w = 1`` it is
-the conditional model. Otherwise the fields at different times belong to no common path of laws: what is sampled
-is sharper than the conditional law, but is not :math:`\rho_u (\rho_c / \rho_u)^w`.
+the conditional model. Otherwise the fields at different times belong to no common path of laws: what is
+sampled is sharper than the conditional law, but is not :math:`\rho_u (\rho_c / \rho_u)^w`.
 
 References:
     Ho & Salimans (2022), Classifier-free diffusion guidance, section 3.2. arXiv:2207.12598

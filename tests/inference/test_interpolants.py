@@ -31,6 +31,7 @@ from inference.interpolants import (
     VariancePreserving,
     kl_bound,
     matching_loss,
+    reschedule,
 )
 from inference.reference_problems import Mixture, MixtureProblem, gaussian_kl
 from sde.noise import NoiseStream
@@ -238,6 +239,21 @@ def test_limits_at_the_ends_are_those_of_the_exact_fields() -> None:
     torch.testing.assert_close(end, exact.field(Kind.SCORE)(number(1.0), x), rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("schedule", [Trigonometric(), VariancePreserving(), Diffusion()], ids=repr)
+def test_networks_serve_another_schedule_without_training(schedule: Schedule) -> None:
+    """Trained on one schedule and used on another: the exact fields of the other."""
+    rng = np.random.default_rng(13)
+    x = torch.tensor(rng.standard_normal((6, 2)))
+    for source, wanted in ((Linear(), schedule), (schedule, Linear())):
+        changed = reschedule(mixtures(OneSided(source), 14).prediction(Kind.NOISE), wanted)
+        exact = mixtures(OneSided(wanted), 14)
+        for kind in (Kind.VELOCITY, Kind.SCORE):
+            t = torch.tensor(rng.uniform(0.2, 0.8, (6, 1)))
+            torch.testing.assert_close(changed.to(kind)(t, x), exact.field(kind)(t, x), rtol=1e-8, atol=1e-8)
+        for end in (0.0, 1.0):
+            assert changed.to(Kind.VELOCITY)(number(end), x).isfinite().all()
+
+
 def test_encoding_decoding_forgets_the_base() -> None:
     path = TwoSided(EncodingDecoding(), SineSquared())
     exact, x = mixtures(path, 11), torch.tensor([[0.4, -0.2]], dtype=F64)
@@ -274,6 +290,10 @@ BAD: list[tuple[Callable[[], object], str]] = [
             torch.tensor(0.5), torch.ones(1, 1)
         ),
         r"`kind` must be one of Mirror's; got base",
+    ),
+    (
+        lambda: reschedule(problem(TwoSided()).prediction(), Linear()),
+        r"`prediction` must be of a OneSided interpolant; got TwoSided",
     ),
     (lambda: BrownianBridge(0.0), r"`scale` must be positive; got 0.0"),
     (lambda: Diffusion(2.0, 1.0), r"`slow` must lie in \(0, fast\]"),
