@@ -147,8 +147,8 @@ def reschedule(prediction: Prediction, schedule: Schedule) -> Prediction:
 
     At equal signal-to-noise ratio the points of two schedules differ by a factor: with
     :math:`\lambda'(r) = \lambda(t_r)` and
-    :math:`s_r^2 = (\alpha'^2 + \beta'^2)_r / (\alpha^2 + \beta^2)_{t_r}` the target predicted at r and x is that
-    of the networks at :math:`t_r` and :math:`x / s_r`.
+    :math:`s_r^2 = (\alpha'^2 + \beta'^2)_r / (\alpha^2 + \beta^2)_{t_r}` the target predicted at r and x is
+    that of the networks at :math:`t_r` and :math:`x / s_r`.
 
     Args:
         prediction: Of a one-sided interpolant.
