@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from inference.interpolants.interpolant import Interpolant, velocity_loss
+from inference.interpolants.interpolant import Kind, OneSided
+from inference.interpolants.losses import matching_loss
 from inference.training import FitSettings, fit
 from sde.checkpoint import digest
 from sde.networks import evaluate_in_blocks, perceptron
@@ -193,7 +194,7 @@ def train_flow(
     conditions: Tensor | None = None,
     seed: int,
     settings: FlowSettings | None = None,
-    interpolant: Interpolant | None = None,
+    interpolant: OneSided | None = None,
     checkpoint: str | Path | None = None,
     progress: bool = True,
     dtype: torch.dtype = torch.float32,
@@ -237,7 +238,7 @@ def train_flow(
         Lipman et al. (2023), Flow matching for generative modeling. arXiv:2210.02747
     """
     settings = FlowSettings() if settings is None else settings
-    interpolant = Interpolant() if interpolant is None else interpolant
+    interpolant = OneSided() if interpolant is None else interpolant
     matrix, known = check_samples(data, conditions)
     columns = (matrix.mean(0), deviations(matrix), known.mean(0), deviations(known))
     units = [part.to(device=device, dtype=dtype) for part in columns]
@@ -247,7 +248,16 @@ def train_flow(
 
     def loss(velocity: nn.Module, iteration: int) -> Tensor:
         rows, base, t = draw(iteration)
-        return velocity_loss(velocity, interpolant, base, target[rows], t, given[rows])
+        return matching_loss(
+            lambda t, points: velocity(points, t, given[rows]),
+            Kind.VELOCITY,
+            interpolant,
+            t,
+            base=base,
+            target=target[rows],
+            latent=base,
+            antithetic=False,
+        ).mean()
 
     network = VelocityNetwork(
         target.shape[1],
@@ -260,7 +270,7 @@ def train_flow(
     )
     identity = {name: value for name, value in asdict(settings).items() if name not in ("fit", "steps")}
     identity |= {"seed": seed, "data": digest(data, conditions), "dtype": str(dtype)}
-    identity |= {"schedule": type(interpolant.schedule).__name__}
+    identity |= {"schedule": repr(interpolant.schedule)}
     velocity, history = fit(
         network,
         loss,

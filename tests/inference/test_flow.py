@@ -20,7 +20,7 @@ from inference import FitSettings, fit
 from inference.interpolants import (
     FlowSampler,
     FlowSettings,
-    Interpolant,
+    OneSided,
     Trigonometric,
     VelocityNetwork,
     train_flow,
@@ -171,12 +171,12 @@ def test_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
     train_flow(rows(), seed=0, settings=SMALL, checkpoint=path, progress=False)
     with pytest.raises(ValueError, match=r"`checkpoint` must belong to this run; .* has seed = 0, not 1"):
         train_flow(rows(), seed=1, settings=SMALL, checkpoint=path, progress=False)
-    with pytest.raises(ValueError, match=r"has schedule = 'Linear', not 'Trigonometric'"):
+    with pytest.raises(ValueError, match=r"has schedule = 'Linear\(\)', not 'Trigonometric\(\)'"):
         train_flow(
             rows(),
             seed=0,
             settings=SMALL,
-            interpolant=Interpolant(Trigonometric()),
+            interpolant=OneSided(Trigonometric()),
             checkpoint=path,
             progress=False,
         )

@@ -1,0 +1,76 @@
+"""The loss of a field over addressed mini-batches, for :func:`inference.fit`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from inference.interpolants.couplings import Pairs
+from inference.interpolants.interpolant import Interpolant, Kind, OneSided
+from inference.interpolants.losses import matching_loss
+from sde.noise import NoiseStream, Purpose
+
+__all__ = ["Matching"]
+
+
+@dataclass(frozen=True, slots=True)
+class Matching:
+    """A loss that :func:`inference.fit` minimises: of the model and of the iteration.
+
+    Sample ``i`` of iteration ``k`` is sample ``k * batch + i`` of the seed: pairs, latent variables and times
+    are functions of it.
+
+    Attributes:
+        interpolant: The path.
+        kind: What the network predicts.
+        pairs: Source of base and target points. Of a one-sided path the base must be standard normal.
+        batch: Samples of an iteration, at least 1.
+        seed: Seed of everything random.
+        antithetic: Evaluate the network at both points of a pair of latent variables.
+        given_base: Call the network with the base point as third argument: the pairs are then kept.
+
+    Raises:
+        ValueError: If the batch is empty.
+
+    Example:
+        >>> from inference.interpolants import TwoSided, independent
+        >>> from inference.reference_problems import Mixture
+        >>> law = Mixture.standard(2)
+        >>> loss = Matching(TwoSided(), Kind.VELOCITY, independent(law.sample, law.sample), batch=8, seed=0)
+        >>> loss(lambda t, x: 0 * x, 0).abs().item()
+        0.0
+    """
+
+    interpolant: Interpolant
+    kind: Kind
+    pairs: Pairs
+    batch: int
+    seed: int
+    antithetic: bool = True
+    given_base: bool = False
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise ValueError(f"`batch` must be at least 1; got {self.batch}.")
+
+    def __call__(self, model: Callable[..., Tensor], iteration: int) -> Tensor:
+        """The mean loss of an iteration, 0-d."""
+        noise = NoiseStream(self.seed, iteration * self.batch, (iteration + 1) * self.batch)
+        return self.losses(model, noise).mean()
+
+    def losses(self, model: Callable[..., Tensor], noise: NoiseStream) -> Tensor:
+        """The losses of the samples of a stream, shape ``(n,)``: for an estimate with a standard error."""
+        base, target = self.pairs(noise)
+        like = {"purpose": Purpose.TRAINING, "dtype": base.dtype, "device": base.device}
+        latent = noise.fork("latent").normals(base[0].numel(), **like)
+        t = noise.fork("time").uniforms(1, **like)
+        return matching_loss(
+            (lambda s, x: model(s, x, base)) if self.given_base else model,
+            self.kind,
+            self.interpolant,
+            t,
+            base=base,
+            target=target,
+            latent=base if isinstance(self.interpolant, OneSided) else latent,
+            antithetic=self.antithetic,
+        )
