@@ -338,7 +338,7 @@ def overhead(_: bool) -> Iterator[Figure]:
     for name, kind in zip(names, kinds, strict=True):
         prediction, ratios = Prediction(OneSided(), {kind: field}), []
         with torch.no_grad():
-            for _ in range(7):
+            for _repeat in range(7):
                 began = time.perf_counter()
                 bare()
                 middle = time.perf_counter()
