@@ -19,6 +19,7 @@ from sde.networks import perceptron
 from sde.noise import NoiseStream
 from sde.solve import solve
 from sde.solvers import Heun
+from tests.names import label
 
 F64 = torch.float64
 GRID = torch.linspace(0, 1, 201, dtype=F64)
@@ -70,7 +71,7 @@ SAMPLERS: list[Sampler] = [
 ]
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: str(s)[:60])
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=label)
 def test_gradient_through_a_sampler_is_that_of_differences(sampler: Sampler) -> None:
     layers, prediction = network_and_prediction()
     noise, times = NoiseStream(1, 0, 6), torch.linspace(0.05, 0.9, 9, dtype=F64)

@@ -35,6 +35,7 @@ from inference.interpolants import (
 )
 from inference.reference_problems import Mixture, MixtureProblem, gaussian_kl
 from sde.noise import NoiseStream
+from tests.names import label
 from tests.statistics import assert_mean
 
 F64 = torch.float64
@@ -152,7 +153,7 @@ REFERENCE = [
 ]
 
 
-@pytest.mark.parametrize(("path", "t", "expected"), REFERENCE, ids=lambda v: str(v)[:60])
+@pytest.mark.parametrize(("path", "t", "expected"), REFERENCE, ids=label)
 def test_fields_of_gaussians_have_the_reference_values(
     path: Interpolant, t: float, expected: tuple[float, ...]
 ) -> None:

@@ -41,6 +41,7 @@ from inference.samplers.dpm_solver import _phi
 from sde.noise import GivenIncrements, NoiseStream
 from sde.solve import solve
 from sde.solvers import EulerMaruyama, Heun, Solver
+from tests.names import label
 from tests.statistics import assert_mean
 
 F64 = torch.float64
@@ -81,7 +82,7 @@ STOCHASTIC: list[Sampler] = [
 ]
 
 
-@pytest.mark.parametrize("sampler", [*DETERMINISTIC, *STOCHASTIC], ids=lambda s: str(s)[:70])
+@pytest.mark.parametrize("sampler", [*DETERMINISTIC, *STOCHASTIC], ids=label)
 @pytest.mark.parametrize(
     "kind", [k for k in Kind if k not in (Kind.BASE, Kind.TRANSPORT)], ids=lambda k: k.value
 )
@@ -101,7 +102,7 @@ def test_any_kind_serves_any_sampler(sampler: Sampler, kind: Kind) -> None:
     "sampler",
     [ProbabilityFlow(), BDIA(), StochasticDPMSolver()]
     + [s for s in DETERMINISTIC if isinstance(s, DPMSolver) and s.order > 1],
-    ids=lambda s: str(s)[:70],
+    ids=label,
 )
 def test_samplers_reach_both_ends_of_time(sampler: Sampler) -> None:
     """From the normal base at 0 to the target at 1: mean and variance of a Gaussian, to 6 errors."""
@@ -260,7 +261,7 @@ ORDERS = [
 ]
 
 
-@pytest.mark.parametrize(("sampler", "order"), ORDERS, ids=lambda v: str(v)[:80])
+@pytest.mark.parametrize(("sampler", "order"), ORDERS, ids=label)
 def test_exponential_integrators_have_their_order(sampler: Sampler, order: int) -> None:
     stages = sampler.order if isinstance(sampler, DPMSolver) and not sampler.multistep else 1
     sizes = (40, 80, 120) if stages > 1 else (80, 160, 320)
