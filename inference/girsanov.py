@@ -17,21 +17,20 @@ References:
     Archambeau, Opper, Shen, Cornford & Shawe-Taylor (2007), Variational inference for diffusion processes.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from sde import SDE, Calculus, NoiseStructure, solve
+from sde import SDE, NoiseStructure
 from sde.equation import Coefficient
 from sde.gradients import Checkpointed, Gradient
+from sde.integrals import solve_with_integrals
 from sde.noise import Areas, Increment
 from sde.noise.increments import Law
 from sde.solve import Noise
 from sde.solvers import EulerMaruyama, Solver
-from sde.solvers.interface import Carry, Orders
+from sde.solvers.interface import Carry
 
 __all__ = ["PathMeasure", "control", "solve_controlled", "solve_measure"]
 
@@ -143,8 +142,30 @@ def solve_measure(
             raise ValueError(f"`posterior` must have the {name} of `prior`, {one}; got {other}.")
     if posterior.structure is NoiseStructure.NONE:
         raise ValueError("`posterior` must have noise: without it two different drifts share no path.")
-    weighing = _Weighing(solver, prior)
-    return _measured(weighing, posterior, initial, times, noise, substeps, max_step, gradient)
+
+    def advance(
+        sde: SDE, time: Tensor, carry: Carry, dt: Tensor, increment: Increment
+    ) -> tuple[Carry, tuple[Tensor, ...]]:
+        u = control(prior, sde, time, solver.read(carry))
+        # Infinite controls must not meet a zero increment.
+        moved = torch.where(u.isinf(), 0.0, u * increment.wiener.flatten(1))
+        gains = 0.5 * dt * u.square().sum(1), moved.sum(1)
+        return solver.step(sde, time, carry, dt, increment), gains
+
+    paths, integrals = solve_with_integrals(
+        posterior,
+        initial,
+        times,
+        noise,
+        advance,
+        2,
+        solver=solver,
+        substeps=substeps,
+        max_step=max_step,
+        gradient=gradient,
+        allow_diverged=True,
+    )
+    return PathMeasure(paths, *integrals)
 
 
 def solve_controlled(
@@ -201,110 +222,27 @@ def solve_controlled(
             f"`solver` must need Wiener increments, and no Levy areas between them; got "
             f"{type(solver).__name__}."
         )
-    steered = _Steered(solver, control)
-    return _measured(steered, prior, initial, times, noise, substeps, max_step, gradient)
 
+    def advance(
+        sde: SDE, time: Tensor, carry: Carry, dt: Tensor, increment: Increment
+    ) -> tuple[Carry, tuple[Tensor, ...]]:
+        u, wiener = control(time, solver.read(carry)), increment.wiener
+        # A constant velocity leaves the space-time areas as they are.
+        moved = increment._replace(wiener=wiener + (u * dt).view_as(wiener))
+        gains = 0.5 * dt * u.square().sum(1), (u * wiener.flatten(1)).sum(1)
+        return solver.step(sde, time, carry, dt, moved), gains
 
-def _measured(
-    tracking: "_Tracking",
-    equation: SDE,
-    initial: Tensor,
-    times: Tensor,
-    noise: Noise,
-    substeps: int,
-    max_step: float | None,
-    gradient: Gradient,
-) -> PathMeasure:
-    """Run a solver that reads integrals behind the state."""
-    flat = solve(
-        equation,
+    paths, integrals = solve_with_integrals(
+        prior,
         initial,
         times,
         noise,
-        solver=cast(Solver, tracking),  # its attributes are the solver's, not its class's
+        advance,
+        2,
+        solver=solver,
         substeps=substeps,
         max_step=max_step,
         gradient=gradient,
         allow_diverged=True,
     )
-    return PathMeasure(flat[:, :, :-2].unflatten(2, initial.shape[1:]), flat[:, :, -2], flat[:, :, -1])
-
-
-class _Carry(NamedTuple):
-    """What the solver carries, and the integrals so far."""
-
-    inner: Carry
-    divergence: Tensor
-    martingale: Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class _Tracking:
-    """A solver that integrates a control along its paths and reads the integrals behind the state."""
-
-    inner: Solver
-    equation: ClassVar[type] = SDE
-
-    @property
-    def calculus(self) -> Calculus:
-        return self.inner.calculus
-
-    @property
-    def orders(self) -> Mapping[NoiseStructure, Orders]:
-        return self.inner.orders
-
-    @property
-    def areas(self) -> Areas:
-        return self.inner.areas
-
-    @property
-    def law(self) -> Law:
-        return self.inner.law
-
-    def start(self, sde: SDE, time: Tensor, state: Tensor) -> _Carry:
-        """Nothing is integrated yet."""
-        none = state.new_zeros(len(state))
-        return _Carry(self.inner.start(sde, time, state), none, none)
-
-    def read(self, carry: _Carry) -> Tensor:
-        """State and integrals, shape ``(n, components + 2)``."""
-        sums = torch.stack((carry.divergence, carry.martingale), 1)
-        return torch.cat((self.inner.read(carry.inner).flatten(1), sums), 1)
-
-
-@dataclass(frozen=True, slots=True)
-class _Weighing(_Tracking):
-    """The control is what tells the drift of the equation from that of the prior."""
-
-    prior: SDE
-
-    def step(self, sde: SDE, time: Tensor, carry: _Carry, dt: Tensor, increment: Increment) -> _Carry:
-        """A step of the solver, and what it adds to the integrals."""
-        u = control(self.prior, sde, time, self.inner.read(carry.inner))
-        wiener = increment.wiener.flatten(1)
-        # Infinite controls must not meet a zero increment.
-        moved = torch.where(u.isinf(), 0.0, u * wiener)
-        return _Carry(
-            self.inner.step(sde, time, carry.inner, dt, increment),
-            carry.divergence + 0.5 * dt * u.square().sum(1),
-            carry.martingale + moved.sum(1),
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class _Steered(_Tracking):
-    """The control is given, and moves the increments."""
-
-    control: Coefficient
-
-    def step(self, sde: SDE, time: Tensor, carry: _Carry, dt: Tensor, increment: Increment) -> _Carry:
-        """A step of the solver with moved increments, and what it adds to the integrals."""
-        u = self.control(time, self.inner.read(carry.inner))
-        wiener = increment.wiener
-        # A constant velocity leaves the space-time areas as they are.
-        moved = increment._replace(wiener=wiener + (u * dt).view_as(wiener))
-        return _Carry(
-            self.inner.step(sde, time, carry.inner, dt, moved),
-            carry.divergence + 0.5 * dt * u.square().sum(1),
-            carry.martingale + (u * wiener.flatten(1)).sum(1),
-        )
+    return PathMeasure(paths, *integrals)

@@ -16,18 +16,17 @@ References:
     regularizing internal solver heuristics, section 3. PMLR 139:8325, arXiv:2105.03918
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from sde.equation import SDE, Calculus, NoiseStructure
+from sde.equation import SDE
 from sde.gradients.backprop import Checkpointed, Gradient
-from sde.noise.increments import Areas, Increment, Law
-from sde.solve import Noise, solve
-from sde.solvers.interface import Carry, EmbeddedSolver, Orders, Solver
+from sde.integrals import solve_with_integrals
+from sde.noise.increments import Increment
+from sde.solve import Noise
+from sde.solvers.interface import Carry, EmbeddedSolver
 
 __all__ = ["Heuristics", "local_error", "solve_with_heuristics", "stiffness"]
 
@@ -84,17 +83,29 @@ def solve_with_heuristics(
     """
     if not hasattr(solver, "step_with_error"):
         raise ValueError(f"`solver` must estimate its error; got {type(solver).__name__}, which does not.")
-    flat = solve(
+    if not isinstance(sde, SDE):
+        raise ValueError(f"`sde` must be an SDE, whose drift is looked at; got {type(sde).__name__}.")
+
+    def advance(
+        sde: SDE, time: Tensor, carry: Carry, dt: Tensor, increment: Increment
+    ) -> tuple[Carry, tuple[Tensor, ...]]:
+        moved, estimate = solver.step_with_error(sde, time, carry, dt, increment)
+        rate = stiffness(sde, time + dt, solver.read(carry), solver.read(moved))
+        return moved, (dt * local_error(estimate), dt * rate)
+
+    paths, (error, stiff) = solve_with_integrals(
         sde,
         initial,
         times,
         noise,
-        solver=cast(Solver, _Accumulating(solver)),  # its attributes are the solver's, not its class's
+        advance,
+        2,
+        solver=solver,
         substeps=substeps,
         max_step=max_step,
         gradient=gradient,
     )
-    return Heuristics(flat[:, :, :-2].unflatten(2, initial.shape[1:]), flat[:, :, -2], flat[:, :, -1])
+    return Heuristics(paths, error, stiff)
 
 
 def local_error(estimate: Tensor) -> Tensor:
@@ -112,58 +123,3 @@ def _size(value: Tensor) -> Tensor:
     """Root mean square over the components, differentiable at zero."""
     tiny = torch.finfo(value.dtype).tiny
     return (value.flatten(1).square().mean(1) + tiny).sqrt()
-
-
-class _Carry(NamedTuple):
-    """What the solver carries, and the sums so far."""
-
-    inner: Carry
-    error: Tensor
-    stiffness: Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class _Accumulating:
-    """A solver that adds up its estimates and reads them behind the components of the state."""
-
-    inner: EmbeddedSolver
-
-    @property
-    def calculus(self) -> Calculus:
-        return self.inner.calculus
-
-    @property
-    def orders(self) -> Mapping[NoiseStructure, Orders]:
-        return self.inner.orders
-
-    @property
-    def areas(self) -> Areas:
-        return self.inner.areas
-
-    @property
-    def law(self) -> Law:
-        return self.inner.law
-
-    @property
-    def equation(self) -> type:
-        return self.inner.equation
-
-    def start(self, sde: SDE, time: Tensor, state: Tensor) -> _Carry:
-        """Nothing is accumulated yet."""
-        none = state.new_zeros(len(state))
-        return _Carry(self.inner.start(sde, time, state), none, none)
-
-    def step(self, sde: SDE, time: Tensor, carry: _Carry, dt: Tensor, increment: Increment) -> _Carry:
-        """A step of the solver, and what it adds."""
-        inner, estimate = self.inner.step_with_error(sde, time, carry.inner, dt, increment)
-        old, new = self.inner.read(carry.inner), self.inner.read(inner)
-        return _Carry(
-            inner,
-            carry.error + dt * local_error(estimate),
-            carry.stiffness + dt * stiffness(sde, time + dt, old, new),
-        )
-
-    def read(self, carry: _Carry) -> Tensor:
-        """State and sums, shape ``(n, components + 2)``."""
-        sums = torch.stack((carry.error, carry.stiffness), 1)
-        return torch.cat((self.inner.read(carry.inner).flatten(1), sums), 1)

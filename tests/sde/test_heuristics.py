@@ -9,6 +9,7 @@ from sde import (
     BrownianTree,
     Calculus,
     Control,
+    Langevin,
     NoiseStream,
     ode,
     solve,
@@ -17,7 +18,7 @@ from sde import (
 )
 from sde.gradients import Backprop, Checkpointed
 from sde.networks import perceptron
-from sde.solvers import SOSRI, EulerMaruyama, Heun, ReversibleHeun, Solver, SPaRK
+from sde.solvers import ALIGN, SOSRI, EulerMaruyama, Heun, ReversibleHeun, Solver, SPaRK
 
 _F64 = torch.float64
 _TIMES = torch.linspace(0, 1, 5, dtype=_F64)
@@ -126,6 +127,14 @@ def test_regularised_training_gives_an_equation_that_is_cheaper_to_solve() -> No
     plain, regular = steps_after_training(0.0), steps_after_training(10.0)
     assert regular[0] < 0.8 * plain[0]
     assert regular[1] < 0.03
+
+
+def test_wrong_calculus_is_refused_by_the_name_of_the_solver() -> None:
+    arguments = (torch.ones(2, 1), torch.linspace(0, 1, 3), NoiseStream(0, 0, 2))
+    with pytest.raises(ValueError, match="`solver` must integrate Ito equations; got Heun"):
+        solve_with_heuristics(_sde(1.0, Calculus.ITO), *arguments, solver=Heun())
+    with pytest.raises(ValueError, match="`sde` must be an SDE, whose drift is looked at; got Langevin"):
+        solve_with_heuristics(Langevin(lambda x: x), *arguments, solver=ALIGN())  # type: ignore[arg-type]
 
 
 def test_solver_without_estimate_is_refused() -> None:
