@@ -29,11 +29,10 @@ from sde.equation import SDE, Calculus, NoiseStructure
 from sde.grid import make_grid
 from sde.noise.circulant import fgn
 from sde.noise.fractional import check_hurst
-from sde.noise.gaussian_path import low_rank_factors
 from sde.noise.increments import GivenIncrements
 from sde.noise.markov_fbm import MarkovFBM
-from sde.noise.ou_transition import slope_covariance
-from sde.noise.stream import NoiseStream, Purpose
+from sde.noise.markov_sampler import stationary_slopes
+from sde.noise.stream import NoiseStream
 from sde.shapes import check_shapes
 from sde.solve import solve
 from sde.solvers.interface import Solver
@@ -210,15 +209,8 @@ def augmented_state(model: MarkovFBM, initial: Tensor, noise: NoiseStream, chann
     state = torch.cat((initial, initial.new_zeros(len(initial), size)), 1)
     if model.type == "II":
         return state
-    factor = low_rank_factors(slope_covariance(model.rates)).to(initial.device)
-    normals = noise.normals(
-        factor.shape[1],
-        purpose=Purpose.INITIAL_STATE,
-        channels=channels,
-        dtype=torch.float64,
-        device=initial.device,
-    )
-    return torch.cat((state, (normals.mT @ factor.mT).flatten(1).to(initial)), 1)
+    slopes = stationary_slopes(model.rates, noise, channels, initial.device)
+    return torch.cat((state, slopes.flatten(1).to(initial)), 1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

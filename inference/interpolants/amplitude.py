@@ -22,6 +22,12 @@ class Amplitude(ABC):
         r""":math:`\gamma^2` and :math:`\gamma \dot\gamma` at times ``t``, finite on [0, 1]."""
 
 
+def _check_positive(name: str, value: float) -> None:
+    """Raise unless a number is positive and finite."""
+    if not 0 < value < math.inf:
+        raise ValueError(f"`{name}` must be positive; got {value}.")
+
+
 @dataclass(frozen=True, slots=True)
 class BrownianBridge(Amplitude):
     r""":math:`\gamma = \sqrt{a\, t (1 - t)}`, the deviation of a Brownian bridge.
@@ -43,8 +49,7 @@ class BrownianBridge(Amplitude):
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.scale < math.inf:
-            raise ValueError(f"`scale` must be positive; got {self.scale}.")
+        _check_positive("scale", self.scale)
 
     def variance(self, t: Tensor) -> tuple[Tensor, Tensor]:
         r""":math:`\gamma^2` and :math:`\gamma \dot\gamma`."""
@@ -65,8 +70,7 @@ class Fading(Amplitude):
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.scale < math.inf:
-            raise ValueError(f"`scale` must be positive; got {self.scale}.")
+        _check_positive("scale", self.scale)
 
     def variance(self, t: Tensor) -> tuple[Tensor, Tensor]:
         r""":math:`\gamma^2` and :math:`\gamma \dot\gamma`."""
@@ -119,8 +123,7 @@ class Sigmoids(Amplitude):
     steepness: float = 10.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.steepness < math.inf:
-            raise ValueError(f"`steepness` must be positive; got {self.steepness}.")
+        _check_positive("steepness", self.steepness)
 
     def variance(self, t: Tensor) -> tuple[Tensor, Tensor]:
         r""":math:`\gamma^2` and :math:`\gamma \dot\gamma`."""

@@ -46,6 +46,15 @@ class _Maps(NamedTuple):
     normals_to_state: Tensor  #: shape ``(m r, s)``
 
 
+def stationary_slopes(rates: Tensor, noise: NoiseStream, channels: int, device: torch.device) -> Tensor:
+    """Slopes ``D`` of stationary processes: float64, shape ``(n, channels, K)``."""
+    factor = low_rank_factors(slope_covariance(rates)).to(device)
+    normals = noise.normals(
+        factor.shape[1], purpose=Purpose.INITIAL_STATE, channels=channels, dtype=torch.float64, device=device
+    )
+    return normals.mT @ factor.mT
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class MarkovSampler:
     """Sampler of a weighted sum of Ornstein--Uhlenbeck processes on a grid of times.
@@ -147,15 +156,7 @@ class MarkovSampler:
             len(stream), channels, num * (1 + self.stationary), dtype=torch.float64, device=self.device
         )
         if self.stationary:
-            factor = low_rank_factors(slope_covariance(self.rates)).to(self.device)
-            normals = stream.normals(
-                factor.shape[1],
-                purpose=Purpose.INITIAL_STATE,
-                channels=channels,
-                dtype=torch.float64,
-                device=self.device,
-            )
-            state[..., num:] = normals.mT @ factor.mT
+            state[..., num:] = stationary_slopes(self.rates, stream, channels, self.device)
         return state
 
     def _factors(self) -> _Factors:
