@@ -124,8 +124,8 @@ def main(
     Returns:
         Over the visited states, but for the outermost tenth: ``drift_error``, the root-mean-square error of
         the mean drift; ``zero_error``, that of a drift of zero; ``covered``, the share whose true drift lies
-        in the band, far below that of an honest interval. ``widening``: width of the band at +-2.2 over that at the wells; ``sigma``: learned,
-        to be compared with 0.7.
+        in the band, far below that of an honest interval. ``widening``: width of the band at +-2.2 over that
+        at the wells; ``sigma``: learned, to be compared with 0.7.
     """
     series, truth = observed(NoiseStream(seed, 0, NUM_SERIES))
     models = [member(series, seed + 1 + k, 8 * epochs, folder) for k in range(members)]
