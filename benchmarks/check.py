@@ -94,14 +94,21 @@ def environment() -> dict[str, str | int]:
     } | {name: version for name, version in versions.items() if version}
 
 
-def main(name: str, sections: Sequence[Section], argv: Sequence[str] | None = None) -> int:
+def main(
+    name: str,
+    sections: Sequence[Section],
+    slow: Sequence[Section] = (),
+    argv: Sequence[str] | None = None,
+) -> int:
     """Run a benchmark from the command line and return its exit status.
 
     ``--check`` makes the status non-zero when a figure falls short, ``--smoke`` takes small sizes,
-    ``--only NAME`` (repeatable) runs the named sections alone, ``--out FILE`` says where the JSON goes.
+    ``--slow`` runs the long sections too, ``--only NAME`` (repeatable) runs the named sections alone, long
+    ones or not, ``--out FILE`` says where the JSON goes.
     """
-    options = _parse(name, sections, argv)
-    chosen = [section for section in sections if not options.only or section.__name__ in options.only]
+    options = _parse(name, [*sections, *slow], argv)
+    chosen = [*sections, *slow] if options.slow or options.only else sections
+    chosen = [section for section in chosen if not options.only or section.__name__ in options.only]
     records, failed = [], 0
     for section in chosen:
         print(f"\n{section.__name__.replace('_', ' ')}", flush=True)
@@ -126,6 +133,7 @@ def _parse(name: str, sections: Sequence[Section], argv: Sequence[str] | None) -
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}")
     parser.add_argument("--check", action="store_true", help="exit non-zero when a figure falls short")
     parser.add_argument("--smoke", action="store_true", help="small sizes; bars may then fail")
+    parser.add_argument("--slow", action="store_true", help="run the long sections, too")
     parser.add_argument("--only", action="append", choices=[section.__name__ for section in sections])
     parser.add_argument("--out", type=Path, default=RESULTS / f"{name}.json")
     return parser.parse_args(argv)

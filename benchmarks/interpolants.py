@@ -9,7 +9,7 @@ import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
-from benchmarks.check import Figure, at_least, at_most, main, within
+from benchmarks.check import Figure, Section, at_least, at_most, main, within
 from inference import FitSettings, fit
 from inference.interpolants import (
     BrownianBridge,
@@ -55,7 +55,7 @@ from sde.noise import GivenIncrements, NoiseStream
 from sde.solve import solve
 from sde.solvers import EulerMaruyama, Heun, Solver
 
-__all__ = ["SECTIONS"]
+__all__ = ["SECTIONS", "SLOW"]
 
 _F64 = torch.float64
 _NO_NOISE = NoiseStream(0, 0, 0)
@@ -427,7 +427,7 @@ def _forecast(share, times: Tensor) -> tuple[float, float]:  # noqa: ANN001
     return ends[-2].item(), (ends - ends[-2]).square().sum().item()
 
 
-SECTIONS = [
+SECTIONS: list[Section] = [
     fields,
     flows,
     diffusions,
@@ -438,5 +438,7 @@ SECTIONS = [
     overhead,
 ]
 
+SLOW: list[Section] = []  # run by --slow
+
 if __name__ == "__main__":
-    raise SystemExit(main("interpolants", SECTIONS))
+    raise SystemExit(main("interpolants", SECTIONS, SLOW))

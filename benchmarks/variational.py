@@ -25,7 +25,7 @@ from sde.fractional import augmented, augmented_state
 from sde.networks import perceptron
 from sde.noise import MarkovFBM
 
-__all__ = ["SECTIONS"]
+__all__ = ["SECTIONS", "SLOW"]
 
 _F64 = torch.float64
 _EVIDENCE = {
@@ -263,5 +263,7 @@ SECTIONS: list[Section] = [
     bridges,
 ]
 
+SLOW: list[Section] = []  # run by --slow
+
 if __name__ == "__main__":
-    raise SystemExit(main("variational", SECTIONS))
+    raise SystemExit(main("variational", SECTIONS, SLOW))
