@@ -133,7 +133,7 @@ class PriorSampler:
 
         def states(normals: Tensor, increments: Increments) -> Tensor:
             start = model.initial_state(normals)
-            return solve(
+            paths = solve(
                 model.equation(),
                 start,
                 self.times,
@@ -142,6 +142,7 @@ class PriorSampler:
                 max_step=model.max_step,
                 allow_diverged=True,
             )
+            return model.with_content(paths, normals)
 
         return _observe(model, noise, self.times, slice(None), self.output_shape, states)
 

@@ -13,6 +13,10 @@ share the diffusion, and the control ``u`` acts through the noise alone: the div
 The control starts at zero, where the posterior is the prior. After the last observation it is zero for good:
 forecasts follow the prior from where the observations have led.
 
+A model may hold content: standard normals that do not move, which the decoder sees beside the state, such as
+the look of the things that move in a video. The posterior infers them like the initial state, and paths carry
+them behind ``Z``.
+
 With fractional noise of type I the normals of the infinite past belong to :math:`\varepsilon`: the past is
 inferred like the initial state.
 
@@ -137,7 +141,7 @@ class DiagonalDiffusion(nn.Module):
 class Posterior(NamedTuple):
     """Posterior paths; those of a series follow one another."""
 
-    measure: PathMeasure  #: of ``Z`` at the instants
+    measure: PathMeasure  #: of ``Z`` at the instants, with the content behind it
     initial_log_ratio: Tensor  #: log of prior over posterior of the initial state, shape ``(n,)``
 
 
@@ -150,13 +154,15 @@ class LatentSDE(nn.Module):
         drift: Prior drift, a module of time and state ``(n, d)``.
         diffusion: Shared diffusion ``(n, d)``, a module with an attribute ``structure``: additive or
             diagonal.
-        decoder: Module of states ``(..., d)`` to the likelihood's numbers ``(..., p)``.
+        decoder: Module of states, and content behind them, ``(..., d + content_dim)`` to the likelihood's
+            numbers ``(..., p)``.
         likelihood: Law of the observations, a module.
         encoder: Module of a :class:`Series` to features ``(B, T, c)``.
         latent_dim: Number of components of ``X``.
         max_step: Length that no step of the solver exceeds.
         seed: Seed of the initial weights of control and recognition.
         width: Width of the hidden layers of the control.
+        content_dim: Number of components of the content, at least 0.
         noise: Fractional noise; ``None`` is Brownian motion.
         solver: Scheme, which decides the calculus of the equation: Stratonovich, e.g. :class:`sde.Heun`,
             where fractional noise meets a diffusion that depends on the state.
@@ -180,6 +186,7 @@ class LatentSDE(nn.Module):
         max_step: float,
         seed: int,
         width: int = 64,
+        content_dim: int = 0,
         noise: FractionalNoise | None = None,
         solver: Solver = _DEFAULT_SOLVER,
         gradient: Gradient = _DEFAULT_GRADIENT,
@@ -188,6 +195,9 @@ class LatentSDE(nn.Module):
         self.drift, self.diffusion, self.decoder, self.encoder = drift, diffusion, decoder, encoder
         self.likelihood, self.noise = likelihood, noise
         self.latent_dim, self.max_step, self.solver, self.gradient = latent_dim, max_step, solver, gradient
+        if content_dim < 0:
+            raise ValueError(f"`content_dim` must be at least 0; got {content_dim}.")
+        self.content_dim = content_dim
         kind = next(encoder.parameters()).dtype
         self.initial_mean = nn.Parameter(torch.zeros(latent_dim, dtype=kind))
         self.initial_log_deviation = nn.Parameter(torch.zeros(latent_dim, dtype=kind))
@@ -216,8 +226,8 @@ class LatentSDE(nn.Module):
 
     @property
     def code_dim(self) -> int:
-        """Number of standard normals that an initial state is made of."""
-        return self.latent_dim * (1 + self.past.shape[-1])
+        """Number of standard normals that an initial state and the content are made of."""
+        return self.latent_dim * (1 + self.past.shape[-1]) + self.content_dim
 
     def equation(self) -> SDE:
         """The prior equation of ``Z``."""
@@ -227,7 +237,7 @@ class LatentSDE(nn.Module):
 
     def initial_state(self, code: Tensor) -> Tensor:
         """The state ``Z`` at the start, shape ``(n, state_dim)``, of standard normals ``(n, code_dim)``."""
-        own, past = code[:, : self.latent_dim], code[:, self.latent_dim :]
+        own, past = code[:, : self.latent_dim], code[:, self.latent_dim : self.code_dim - self.content_dim]
         start = self.initial_mean + self.initial_log_deviation.exp() * own
         if self.noise is None:
             return start
@@ -236,6 +246,13 @@ class LatentSDE(nn.Module):
             return torch.cat((start, memory), 1)
         slopes = past.unflatten(1, (self.latent_dim, -1)) @ self.past.mT
         return torch.cat((start, memory, slopes.flatten(1)), 1)
+
+    def with_content(self, paths: Tensor, code: Tensor) -> Tensor:
+        """Paths ``(n, T, state_dim)`` with the content behind them at every instant."""
+        if self.content_dim == 0:
+            return paths
+        content = code[:, None, self.code_dim - self.content_dim :]
+        return torch.cat((paths, content.expand(-1, paths.shape[1], -1)), 2)
 
     def recognise(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and deviation of the posterior's initial normals, from features ``(n, T, c)``."""
@@ -308,11 +325,13 @@ class LatentSDE(nn.Module):
             max_step=self.max_step,
             gradient=self.gradient,
         )
-        return Posterior(measure, ratio)
+        return Posterior(measure._replace(paths=self.with_content(measure.paths, code)), ratio)
 
     def decode(self, states: Tensor) -> Tensor:
-        """The likelihood's numbers ``(..., p)`` of states ``(..., state_dim)``."""
-        return self.decoder(states[..., : self.latent_dim])
+        """The likelihood's numbers ``(..., p)`` of states ``(..., state_dim + content_dim)``."""
+        if self.content_dim == 0:
+            return self.decoder(states[..., : self.latent_dim])
+        return self.decoder(torch.cat((states[..., : self.latent_dim], states[..., self.state_dim :]), -1))
 
     def log_likelihood(self, states: Tensor, series: Series) -> Tensor:
         """Log density of what was observed given paths ``(n, T, state_dim)``, shape ``(n,)``."""

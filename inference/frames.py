@@ -1,0 +1,185 @@
+r"""Networks of videos: an encoder that looks at every frame, and a decoder that puts sprites in places.
+
+Frames are rows of pixels, ``p = height * width``, so that a video is a :class:`inference.series.Series` like
+any other: frames may come at irregular instants, and a frame or a pixel may be missing.
+
+.. math::
+
+    \text{frame}(X, c) = 1 - \prod_j \bigl(1 - \text{sprite}(c_j) \text{ moved to } \text{place}_j(X)\bigr)
+
+The places come from the state and change; the looks come from the content of
+:class:`inference.latent_sde.LatentSDE`, which stays.
+
+References:
+    Jaderberg, Simonyan, Zisserman & Kavukcuoglu (2015), Spatial transformer networks. arXiv:1506.02025
+    Eslami et al. (2016), Attend, infer, repeat. arXiv:1603.08575
+    Finn et al. (2016), Deep spatial autoencoders for visuomotor learning, section 5, for features that are
+    places. arXiv:1509.06113
+"""
+
+import torch
+from torch import Tensor, nn
+
+from inference.encoders import GRUEncoder, initialise
+from inference.series import Series
+from sde.networks import perceptron
+from sde.noise import NoiseStream
+
+__all__ = ["FrameEncoder", "SpriteDecoder"]
+
+
+class FrameEncoder(nn.Module):
+    """Convolutions of every frame, and a recurrent network that reads the frames backwards.
+
+    The features of an instant are what the frame shows (among it the places where channels are brightest, in
+    -1 to 1), what the recurrent network says of this and later frames, and the mean over all frames of what
+    they show.
+
+    Args:
+        shape: Height and width of the frames [pixels].
+        context_dim: Number of features.
+        channels: Of the convolutions.
+        seed: Seed of the initial weights.
+        dtype: Floating dtype.
+
+    Example:
+        >>> encoder = FrameEncoder((16, 16), 20, seed=0)
+        >>> encoder(Series(torch.tensor([0.0, 0.1, 0.5]), torch.rand(4, 3, 256))).shape
+        torch.Size([4, 3, 20])
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        recurrent_dim: int = 32,
+        *,
+        channels: int = 24,
+        maps: int = 4,
+        seed: int,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        self.shape = shape
+        seeds = NoiseStream(seed, 0, 1)
+        self.patches = _convolution(2, channels, 6, stride=4, seed=seeds.fork("patches").seed, dtype=dtype)
+        self.around = _convolution(
+            channels, channels, 3, stride=1, seed=seeds.fork("around").seed, dtype=dtype
+        )
+        self.attention = _convolution(
+            channels, maps, 1, stride=1, seed=seeds.fork("attention").seed, dtype=dtype
+        )
+        seen = maps * (2 + channels)
+        self.recurrent = GRUEncoder(seen, recurrent_dim, seed=seeds.fork("recurrent").seed, dtype=dtype)
+        self.context_dim = 2 * seen + recurrent_dim
+
+    def forward(self, series: Series) -> Tensor:
+        """Features, shape ``(B, T, c)``."""
+        pixels = torch.stack((series.filled, series.mask.to(series.values)), 2)
+        seen = self.look(pixels.flatten(0, 1).unflatten(2, self.shape)).unflatten(0, pixels.shape[:2])
+        later = self.recurrent(Series(series.times, seen))
+        whole = seen.mean(1, keepdim=True).expand_as(seen)
+        return torch.cat((seen, later, whole), 2)
+
+    def look(self, frames: Tensor) -> Tensor:
+        """What single frames show, from pixels and mask ``(n, 2, height, width)``: shape ``(n, s)``."""
+        features = nn.functional.silu(self.patches(frames))
+        features = features + nn.functional.silu(self.around(features))
+        weights = self.attention(features).flatten(2).softmax(2)  # (n, maps, pixels)
+        height, width = features.shape[2:]
+        rows = torch.linspace(-1, 1, height).to(features)[:, None].expand(height, width)
+        columns = torch.linspace(-1, 1, width).to(features).expand(height, width)
+        fields = torch.cat(
+            (torch.stack((rows, columns)).flatten(1).expand(len(frames), -1, -1), features.flatten(2)), 1
+        )
+        return torch.einsum("nmp,ncp->nmc", weights, fields).flatten(1)
+
+
+def _convolution(
+    fan_in: int, fan_out: int, size: int, *, stride: int, seed: int, dtype: torch.dtype
+) -> nn.Conv2d:
+    """A convolution with uniform weights that keep the size of what they read."""
+    layer = nn.utils.skip_init(
+        nn.Conv2d,
+        fan_in,
+        fan_out,
+        kernel_size=size,
+        stride=stride,
+        padding=(size - stride + 1) // 2,
+        dtype=dtype,
+        device="cpu",
+    )
+    initialise(layer, seed, (3 / (fan_in * size**2)) ** 0.5)
+    return layer
+
+
+class SpriteDecoder(nn.Module):
+    """Frames of objects that each have a look, made of their content, and a place, a linear map of the state.
+
+    A place of 0 is the middle of the frame, -1 and 1 are where a sprite touches a wall. Between whole pixels
+    sprites are interpolated linearly. Brightness is between 0 and 1; where sprites overlap, what is dark in
+    both stays dark.
+
+    Args:
+        state_dim: Number of components of the state, at least two for each object.
+        shape: Height and width of the frames [pixels].
+        sprite: Height and width of a sprite [pixels].
+        objects: Number of objects.
+        look_dim: Components of the content for each object.
+        width: Width of the hidden layer.
+        seed: Seed of the initial weights.
+        dtype: Floating dtype.
+
+    Raises:
+        ValueError: If the state has too few components, or a sprite is larger than the frame.
+
+    Example:
+        >>> decoder = SpriteDecoder(4, (16, 16), 8, objects=2, look_dim=3, seed=0)
+        >>> decoder(torch.zeros(5, 7, 10)).shape
+        torch.Size([5, 7, 256])
+    """
+
+    def __init__(
+        self,
+        state_dim: int,
+        shape: tuple[int, int],
+        sprite: int,
+        *,
+        objects: int,
+        look_dim: int,
+        width: int = 64,
+        seed: int,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        if state_dim < 2 * objects:
+            raise ValueError(
+                f"`state_dim` must be at least 2 for each object; got {state_dim} for {objects}."
+            )
+        if not 0 < sprite <= min(shape):
+            raise ValueError(f"`sprite` must fit into frames of {shape}; got {sprite}.")
+        self.shape, self.sprite, self.objects, self.look_dim = shape, sprite, objects, look_dim
+        self.state_dim = state_dim
+        self.where = nn.Parameter(torch.eye(2 * objects, state_dim, dtype=dtype))
+        self.look = perceptron((look_dim, width, width, sprite**2), seed=seed, dtype=dtype)
+
+    @property
+    def content_dim(self) -> int:
+        """Number of components of the content."""
+        return self.objects * self.look_dim
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Brightness of pixels, shape ``(..., height * width)``, from states and content ``(..., d + c)``."""
+        state, content = states.split((self.state_dim, self.content_dim), -1)
+        looks = self.look(content.unflatten(-1, (self.objects, self.look_dim))).sigmoid()
+        looks = looks.unflatten(-1, (self.sprite, self.sprite))
+        places = (state @ self.where.mT).unflatten(-1, (self.objects, 2))
+        rows, columns = (self._shift(places[..., axis], self.shape[axis]) for axis in (0, 1))
+        moved = rows @ looks @ columns.mT  # (..., objects, height, width)
+        return 1 - (1 - moved).prod(-3).flatten(-2)
+
+    def _shift(self, place: Tensor, size: int) -> Tensor:
+        """Matrices that put a sprite's rows among the frame's, shape ``(..., size, sprite)``."""
+        corner = 0.5 * (size - self.sprite) * (1 + place)
+        rows = torch.arange(size, device=place.device)[:, None]
+        gap = rows - torch.arange(self.sprite, device=place.device) - corner[..., None, None]
+        return (1 - gap.abs()).clamp(min=0)
