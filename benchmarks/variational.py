@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from benchmarks import latent_video
 from benchmarks.check import Figure, Section, at_least, at_most, main, reported, within
 from inference.elbo import bound
 from inference.fractional import (
@@ -263,7 +264,7 @@ SECTIONS: list[Section] = [
     bridges,
 ]
 
-SLOW: list[Section] = []  # run by --slow
+SLOW: list[Section] = [*latent_video.SLOW]  # run by --slow
 
 if __name__ == "__main__":
     raise SystemExit(main("variational", SECTIONS, SLOW))

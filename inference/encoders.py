@@ -136,7 +136,7 @@ def initialise(module: nn.Module, seed: int, bound: float) -> None:
         bound: The largest absolute value.
 
     Example:
-        >>> layer = nn.Linear(4, 3)
+        >>> layer = nn.utils.skip_init(nn.Linear, 4, 3)
         >>> initialise(layer, 0, 0.5)
         >>> bool((layer.weight.abs() < 0.5).all())
         True

@@ -31,21 +31,25 @@ __all__ = ["FrameEncoder", "SpriteDecoder"]
 class FrameEncoder(nn.Module):
     """Convolutions of every frame, and a recurrent network that reads the frames backwards.
 
-    The features of an instant are what the frame shows (among it the places where channels are brightest, in
-    -1 to 1), what the recurrent network says of this and later frames, and the mean over all frames of what
-    they show.
+    In each frame a few maps say where to look. The features of an instant are the places where they look,
+    from -1 to 1, and what is there; what the recurrent network says of this and later frames; and the mean
+    over all frames of what they show.
 
     Args:
-        shape: Height and width of the frames [pixels].
-        context_dim: Number of features.
+        shape: Height and width of the frames, at least 4 [pixels].
+        recurrent_dim: Features of the recurrent network.
         channels: Of the convolutions.
+        maps: Places that are looked at in each frame.
         seed: Seed of the initial weights.
         dtype: Floating dtype.
 
+    Raises:
+        ValueError: If the frames are too small.
+
     Example:
-        >>> encoder = FrameEncoder((16, 16), 20, seed=0)
-        >>> encoder(Series(torch.tensor([0.0, 0.1, 0.5]), torch.rand(4, 3, 256))).shape
-        torch.Size([4, 3, 20])
+        >>> encoder = FrameEncoder((16, 16), 20, channels=8, maps=3, seed=0)
+        >>> encoder(Series(torch.tensor([0.0, 0.1, 0.5]), torch.zeros(4, 3, 256))).shape
+        torch.Size([4, 3, 80])
     """
 
     def __init__(
@@ -59,6 +63,8 @@ class FrameEncoder(nn.Module):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
+        if min(shape) < 4:
+            raise ValueError(f"`shape` must be at least 4 by 4 pixels; got {shape}.")
         self.shape = shape
         seeds = NoiseStream(seed, 0, 1)
         self.patches = _convolution(2, channels, 6, stride=4, seed=seeds.fork("patches").seed, dtype=dtype)
