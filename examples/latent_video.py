@@ -1,9 +1,9 @@
 # %% [markdown]
 # # Latent video: does noise with memory foresee better?
 #
-# Two handwritten digits cross a frame and bounce off its walls, each time with a random new velocity. Behind
-# the pixels the model has four numbers that move, a place for each of two sprites, and content that stays,
-# the look of the sprites:
+# Two handwritten digits, one brighter than the other, cross a frame and bounce off its walls, each time with
+# a random new velocity. Behind the pixels the model has four numbers that move, a place for each of two
+# sprites, and content that stays, the look of the sprites:
 #
 # $$ \mathrm dX = f_\theta(X)\,\mathrm dt + g_\theta\,\mathrm dB^H, \qquad
 #    \text{frame}_i = \text{decoder}_\theta(X_{t_i}, c) + 0.1\,\varepsilon_i. $$
@@ -68,7 +68,7 @@ def video_model(noise: str, seed: int, width: int = 64) -> LatentSDE:
     """The model, before training; the noise is all that differs."""
     seeds = NoiseStream(seed, 0, 1)
     decoder = SpriteDecoder(
-        4, (SIZE, SIZE), DIGIT, objects=2, look_dim=6, width=width, seed=seeds.fork("decoder").seed
+        4, (SIZE, SIZE), DIGIT, objects=2, look_dim=8, width=width, seed=seeds.fork("decoder").seed
     )
     return LatentSDE(
         drift=NeuralDrift(4, width=width, seed=seeds.fork("drift").seed),
@@ -123,7 +123,7 @@ def psnr(guess: Tensor, truth: Tensor, over: tuple[int, ...] = (1, 2)) -> Tensor
     return -10 * (guess - truth).square().mean(over).log10()
 
 
-def score(model: LatentSDE, test: Series, paths: int = 20) -> Scores:
+def score(model: LatentSDE, test: Series, paths: int = 10) -> Scores:
     """Bound and ratios on held-out videos."""
     noise = NoiseStream(7, 0, paths * len(test))
     truth, later = test.values, slice(SEEN, None)
@@ -200,7 +200,7 @@ def draw_numbers(figure: Figure, runs: dict[str, "Run"], train: Series, test: Se
         left.plot(
             run.history["iteration"], [-x / 1e3 for x in run.history["loss"]], color=COLOURS[name], label=name
         )
-        guess = decoded(run.model, first(test), NoiseStream(7, 0, 20 * len(test))).mean(1)
+        guess = decoded(run.model, first(test), NoiseStream(7, 0, 10 * len(test))).mean(1)
         right.plot(numbers, psnr(guess, test.values, (2,)).mean(0)[SEEN:], color=COLOURS[name], label=name)
     for name, guess, style in (("last frame seen", last, ":"), ("mean frame", mean, "--")):
         values = psnr(guess, test.values, (2,)).mean(0)[SEEN:]
@@ -228,7 +228,7 @@ def train_one(
         annealing=iterations // 5,
         fit=FitSettings(
             iterations,
-            rate=3e-3,
+            rate=6e-3,
             warmup=20,
             clip=200.0,
             average=0.99,
@@ -250,7 +250,7 @@ def train_one(
 
 def main(
     folder: Path = Path("out/latent_video"),
-    iterations: int = 1500,
+    iterations: int = 1000,
     seeds: int = 3,
     *,
     train_videos: int = 2000,
@@ -298,7 +298,7 @@ def main(
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--iterations", type=int, default=1500)
+    parser.add_argument("--iterations", type=int, default=1000)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("out/latent_video"))
     options = parser.parse_args()

@@ -5,11 +5,11 @@ The digits are those of scikit-learn, which ship with the package; the dynamics 
 """
 
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from inference.frames import interpolation
 from sde import NoiseStream, Purpose
 
 __all__ = ["MovingDigits", "digits"]
@@ -48,16 +48,21 @@ class MovingDigits:
     Attributes:
         size: Pixels along a side of the frame.
         digit: Pixels along a side of a digit.
-        objects: Number of digits.
+        brightness: Of each digit, in (0, 1]; it tells them apart.
         speeds: Least and largest speed along a side after a bounce [pixels a frame].
         held_out: Show the digits that are held out.
     """
 
     size: int = 24
     digit: int = 10
-    objects: int = 2
-    speeds: tuple[float, float] = (0.5, 2.0)
+    brightness: tuple[float, ...] = (1.0, 0.6)
+    speeds: tuple[float, float] = (0.5, 1.5)
     held_out: bool = False
+
+    @property
+    def objects(self) -> int:
+        """Number of digits."""
+        return len(self.brightness)
 
     def __call__(self, noise: NoiseStream, frames: int = 25) -> Tensor:
         """Videos with values between 0 and 1, shape ``(n, frames, size, size)``.
@@ -68,7 +73,8 @@ class MovingDigits:
         chosen = noise.fork("digits").uniforms(self.objects, purpose=Purpose.USER, dtype=torch.float32)
         shown = images[(chosen * len(images)).long().clamp(max=len(images) - 1)]  # (n, objects, s, s)
         corners = self.places(noise, frames)
-        rows, columns = (shifts(corners[..., k], self.size, self.digit) for k in (0, 1))
+        shown = shown * torch.tensor(self.brightness)[:, None, None]
+        rows, columns = (interpolation(corners[..., k], self.size, self.digit) for k in (0, 1))
         return torch.einsum("ntors,nosu,ntocu->ntorc", rows, shown, columns).amax(2)
 
     def places(self, noise: NoiseStream, frames: int = 25) -> Tensor:
@@ -98,18 +104,3 @@ class MovingDigits:
         least, largest = self.speeds
         signed = 2 * uniforms - 1
         return signed.sign() * (least + (largest - least) * signed.abs())
-
-
-def shifts(corners: Tensor, size: int, digit: int) -> Tensor:
-    """Matrices that put ``digit`` pixels at ``corners`` among ``size``, linearly between whole pixels.
-
-    Args:
-        corners: Where the first pixel goes [pixels], any shape.
-        size: Pixels of the frame.
-        digit: Pixels of the image.
-
-    Returns:
-        Shape ``(*corners.shape, size, digit)``.
-    """
-    gap = torch.arange(size)[:, None] - torch.arange(digit) - corners[..., None, None]
-    return cast(Tensor, (1 - gap.abs()).clamp(min=0))

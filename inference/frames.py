@@ -25,7 +25,31 @@ from inference.series import Series
 from sde.networks import perceptron
 from sde.noise import NoiseStream
 
-__all__ = ["FrameEncoder", "SpriteDecoder"]
+__all__ = ["FrameEncoder", "SpriteDecoder", "interpolation"]
+
+_SHARPNESS = 4.0  # of the maps at the start, by trial: they point somewhere before anything is learned
+
+
+def interpolation(start: Tensor, size: int, part: int) -> Tensor:
+    """Matrices that put ``part`` pixels among ``size``, linearly between whole pixels; transposed, they crop.
+
+    Args:
+        start: Where the first pixel of the part goes, of any shape [pixels].
+        size: Pixels of the whole.
+        part: Pixels of the part.
+
+    Returns:
+        Shape ``(*start.shape, size, part)``.
+
+    Example:
+        >>> interpolation(torch.tensor(1.0), 3, 1).mT
+        tensor([[0., 1., 0.]])
+        >>> interpolation(torch.tensor(0.25), 3, 1).mT
+        tensor([[0.7500, 0.2500, 0.0000]])
+    """
+    rows = torch.arange(size, device=start.device)[:, None]
+    gap = rows - torch.arange(part, device=start.device) - start[..., None, None]
+    return (1 - gap.abs()).clamp(min=0)
 
 
 class FrameEncoder(nn.Module):
@@ -40,6 +64,7 @@ class FrameEncoder(nn.Module):
         recurrent_dim: Features of the recurrent network.
         channels: Of the convolutions.
         maps: Places that are looked at in each frame.
+        glimpse: Height and width of what is seen in detail around each of them [pixels].
         seed: Seed of the initial weights.
         dtype: Floating dtype.
 
@@ -49,7 +74,7 @@ class FrameEncoder(nn.Module):
     Example:
         >>> encoder = FrameEncoder((16, 16), 20, channels=8, maps=3, seed=0)
         >>> encoder(Series(torch.tensor([0.0, 0.1, 0.5]), torch.zeros(4, 3, 256))).shape
-        torch.Size([4, 3, 80])
+        torch.Size([4, 3, 128])
     """
 
     def __init__(
@@ -59,6 +84,7 @@ class FrameEncoder(nn.Module):
         *,
         channels: int = 24,
         maps: int = 4,
+        glimpse: int = 10,
         seed: int,
         dtype: torch.dtype = torch.float32,
     ) -> None:
@@ -74,7 +100,13 @@ class FrameEncoder(nn.Module):
         self.attention = _convolution(
             channels, maps, 1, stride=1, seed=seeds.fork("attention").seed, dtype=dtype
         )
-        seen = maps * (2 + channels)
+        with torch.no_grad():
+            self.attention.weight.mul_(_SHARPNESS)
+        self.glimpse = glimpse
+        self.details = perceptron(
+            (glimpse**2, channels), seed=seeds.fork("details").seed, activation=nn.SiLU(), dtype=dtype
+        )
+        seen = maps * (2 + 2 * channels)
         self.recurrent = GRUEncoder(seen, recurrent_dim, seed=seeds.fork("recurrent").seed, dtype=dtype)
         self.context_dim = 2 * seen + recurrent_dim
 
@@ -97,7 +129,18 @@ class FrameEncoder(nn.Module):
         fields = torch.cat(
             (torch.stack((rows, columns)).flatten(1).expand(len(frames), -1, -1), features.flatten(2)), 1
         )
-        return torch.einsum("nmp,ncp->nmc", weights, fields).flatten(1)
+        looked = torch.einsum("nmp,ncp->nmc", weights, fields)
+        details = nn.functional.silu(self.details(self._crop(frames[:, :1], looked[..., :2]).flatten(2)))
+        return torch.cat((looked, details), 2).flatten(1)
+
+    def _crop(self, frames: Tensor, places: Tensor) -> Tensor:
+        """Squares of frames ``(n, 1, height, width)`` around places ``(n, maps, 2)``."""
+        middle, half = 0.5 * (1 + places), 0.5 * (self.glimpse - 1)
+        rows, columns = (
+            interpolation(middle[..., axis] * (self.shape[axis] - 1) - half, self.shape[axis], self.glimpse)
+            for axis in (0, 1)
+        )
+        return rows.mT @ frames @ columns
 
 
 def _convolution(
@@ -179,13 +222,12 @@ class SpriteDecoder(nn.Module):
         looks = self.look(content.unflatten(-1, (self.objects, self.look_dim))).sigmoid()
         looks = looks.unflatten(-1, (self.sprite, self.sprite))
         places = (state @ self.where.mT).unflatten(-1, (self.objects, 2))
-        rows, columns = (self._shift(places[..., axis], self.shape[axis]) for axis in (0, 1))
+        corners = 0.5 * (1 + places)
+        rows, columns = (
+            interpolation(
+                corners[..., axis] * (self.shape[axis] - self.sprite), self.shape[axis], self.sprite
+            )
+            for axis in (0, 1)
+        )
         moved = rows @ looks @ columns.mT  # (..., objects, height, width)
         return 1 - (1 - moved).prod(-3).flatten(-2)
-
-    def _shift(self, place: Tensor, size: int) -> Tensor:
-        """Matrices that put a sprite's rows among the frame's, shape ``(..., size, sprite)``."""
-        corner = 0.5 * (size - self.sprite) * (1 + place)
-        rows = torch.arange(size, device=place.device)[:, None]
-        gap = rows - torch.arange(self.sprite, device=place.device) - corner[..., None, None]
-        return (1 - gap.abs()).clamp(min=0)
