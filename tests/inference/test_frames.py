@@ -40,7 +40,7 @@ def _model(noise: FractionalNoise | None = None, *, disturbed: bool = True) -> L
         encoder=FrameEncoder(_SHAPE, 8, channels=4, maps=2, seed=0, dtype=_F64),
         latent_dim=4,
         content_dim=decoder.content_dim,
-        max_step=0.05,
+        max_step=0.1,
         seed=0,
         width=8,
         noise=noise,
@@ -165,7 +165,7 @@ def test_divergence_of_the_content_is_that_of_its_law() -> None:
 def test_samplers_of_videos_are_addressed(kind: str) -> None:
     noise = None
     if kind != "Brownian":
-        noise = FractionalNoise(0.7, horizon=0.5, step=0.05, num_rates=3, kind=kind)  # pyright: ignore
+        noise = FractionalNoise(0.7, horizon=0.5, step=0.1, num_rates=3, kind=kind)  # pyright: ignore
     model, stream = _model(noise), NoiseStream(4, 0, 70)
     for sampler in (
         PriorSampler(model, _TIMES, math.prod(_SHAPE)),
@@ -185,8 +185,8 @@ def test_a_still_square_is_learned() -> None:
     model = _model(disturbed=False)
     adam = torch.optim.Adam(model.parameters(), lr=2e-2)
     loss = torch.zeros(())
-    for step in range(60):
-        loss = -model.elbo(videos, NoiseStream(0, 8 * step, 8 * step + 8), paths=8).elbo.mean()
+    for step in range(40):
+        loss = -model.elbo(videos, NoiseStream(0, 4 * step, 4 * step + 4), paths=4).elbo.mean()
         adam.zero_grad()
         loss.backward()
         adam.step()
