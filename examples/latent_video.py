@@ -68,11 +68,17 @@ def video_model(noise: str, seed: int, width: int = 64) -> LatentSDE:
     """The model, before training; the noise is all that differs."""
     seeds = NoiseStream(seed, 0, 1)
     decoder = SpriteDecoder(
-        4, (SIZE, SIZE), DIGIT, objects=2, look_dim=8, width=width, seed=seeds.fork("decoder").seed
+        4,
+        (SIZE, SIZE),
+        DIGIT,
+        brightness=MovingDigits().brightness,
+        look_dim=8,
+        width=width,
+        seed=seeds.fork("decoder").seed,
     )
     return LatentSDE(
         drift=NeuralDrift(4, width=width, seed=seeds.fork("drift").seed),
-        diffusion=ConstantDiffusion(4, start=0.3),
+        diffusion=ConstantDiffusion(4, start=0.25),
         decoder=decoder,
         likelihood=Gaussian(SIZE**2, deviation=DEVIATION, learned=False),
         encoder=FrameEncoder((SIZE, SIZE), seed=seeds.fork("encoder").seed),
@@ -250,7 +256,7 @@ def train_one(
 
 def main(
     folder: Path = Path("out/latent_video"),
-    iterations: int = 1000,
+    iterations: int = 400,
     seeds: int = 3,
     *,
     train_videos: int = 2000,
@@ -298,7 +304,7 @@ def main(
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--iterations", type=int, default=1000)
+    parser.add_argument("--iterations", type=int, default=400)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("out/latent_video"))
     options = parser.parse_args()
