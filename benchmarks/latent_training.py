@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib import import_module
 from statistics import median
 
 import torch
@@ -21,6 +22,8 @@ from sde import SDE, NoiseStream, NoiseStructure, Purpose, solve
 from sde.gradients import Backprop, Checkpointed
 
 __all__ = ["SECTIONS", "SLOW"]
+
+original = import_module("torchsde")  # a module of this package has its name
 
 _STEPS = 40
 _TIMES = torch.linspace(0, 1, _STEPS + 1)
@@ -99,22 +102,20 @@ class _EachAlone(_AsTorchsde):
 
 def _torchsde(model: LatentSDE, series: Series, noise: NoiseStream, *, adjoint: bool = False) -> Tensor:
     """The bound by torchsde's route for latent equations."""
-    import torchsde
-
     context = model.encoder(series)
     mean, deviation = model.recognise(context)
     start = model.initial_state(mean + deviation * model.codes(noise))
     size = (len(start), start.shape[1] + 1)  # a channel more, for the divergence
     entropy = noise.fork(str(noise.start)).seed
-    bm = torchsde.BrownianInterval(0.0, 1.0, size, entropy=entropy, dt=1 / _STEPS)
+    bm = original.BrownianInterval(0.0, 1.0, size, entropy=entropy, dt=1 / _STEPS)
     options = {"bm": bm, "method": "euler", "dt": 1 / _STEPS, "logqp": True}
     if adjoint:
         equation = _EachAlone(model, context, series.times)
         options |= {"adjoint_params": (context, *model.parameters())}
-        states, ratios = torchsde.sdeint_adjoint(equation, start, series.times, **options)
+        states, ratios = original.sdeint_adjoint(equation, start, series.times, **options)
     else:
         equation = _AsTorchsde(model, context, series.times)
-        states, ratios = torchsde.sdeint(equation, start, series.times, **options)
+        states, ratios = original.sdeint(equation, start, series.times, **options)
     divergence = gaussian_divergence(mean, deviation, torch.zeros_like(mean), torch.ones_like(mean))
     return -(model.log_likelihood(states.transpose(0, 1), series) - ratios.sum(0) - divergence).mean()
 
