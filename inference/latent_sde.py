@@ -65,8 +65,8 @@ class NeuralDrift(nn.Module):
         self.layers = perceptron((dim, width, width, dim), seed=seed, dtype=dtype)
 
     def forward(self, time: Tensor, state: Tensor) -> Tensor:
-        """Drift, shape ``(n, d)``."""
-        return self.layers(state)
+        """Drift, shape ``(n, d)``, in the dtype of the state also where autocast lowers the layers'."""
+        return self.layers(state).to(state.dtype)
 
 
 class ConstantDiffusion(nn.Module):
@@ -239,7 +239,7 @@ class LatentSDE(nn.Module):
 
     def recognise(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and deviation of the posterior's initial normals, from features ``(n, T, c)``."""
-        mean, raw = self.recognition(context[:, 0]).chunk(2, 1)
+        mean, raw = self.recognition(context[:, 0]).to(self.initial_mean.dtype).chunk(2, 1)
         return mean, raw.exp()
 
     def controlled(self, context: Tensor, times: Tensor) -> Coefficient:
@@ -251,7 +251,8 @@ class LatentSDE(nn.Module):
             if coming == len(instants):
                 return state.new_zeros(len(state), self.latent_dim)
             span = (instants[coming] - time).expand(len(state), 1)
-            return self.control(torch.cat((state, context[:, coming], span), 1))
+            features = torch.cat((state, context[:, coming].to(state.dtype), span), 1)
+            return self.control(features).to(state.dtype)  # autocast lowers it
 
         return control
 
