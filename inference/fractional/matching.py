@@ -9,8 +9,9 @@ for the same path is recovered from the path. With the mismatch
 
 .. math::
 
-    \Delta u(t) = \frac{1}{s \bar\omega} \Bigl[\delta(t) + \int_0^t \kappa(t - r)\,\delta(r)\,\mathrm dr\Bigr],
-    \qquad \kappa(\tau) = c^{\mathsf T} e^{(1 c^{\mathsf T} - \Gamma) \tau} 1, \quad
+    \Delta u(t) = \frac{1}{s \bar\omega}
+    \Bigl[\delta(t) + \int_0^t \kappa(t - r)\,\delta(r)\,\mathrm dr\Bigr], \qquad
+    \kappa(\tau) = c^{\mathsf T} e^{(1 c^{\mathsf T} - \Gamma) \tau} 1, \quad
     c_k = \omega_k \gamma_k / \bar\omega,
 
 the inverse of the fractional kernel: the noise remembers, so the past of the mismatch counts, too. With the
@@ -61,7 +62,9 @@ _RECURRENCE = (0.7548776662466927, 0.5698402909980532)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LinearEquation:
-    r"""The linear equation :math:`\mathrm dX = -\theta X\,\mathrm dt + s\,\mathrm d\hat B^H` behind a posterior.
+    r"""The linear equation behind a posterior.
+
+    .. math:: \mathrm dX = -\theta X\,\mathrm dt + s\,\mathrm d\hat B^H
 
     Attributes:
         model: The noise, with an index that does not depend on time.
@@ -85,8 +88,8 @@ class LinearEquation:
         index = self.model.H
         if callable(index) or (isinstance(index, Tensor) and index.requires_grad):
             raise ValueError(
-                "`model` must have a Hurst index that is constant and carries no gradient: paths are drawn with "
-                "factors that have none. Learn the index by `log_evidence`."
+                "`model` must have a Hurst index that is constant and carries no gradient: paths are drawn "
+                "with factors that have none. Learn the index by `log_evidence`."
             )
         if self.scale == 0:
             raise ValueError("`scale` must not be 0: without noise there is nothing to control.")
@@ -255,10 +258,10 @@ class MatchedPosterior:
         return expected - self.divergence(drift, noise, instants=instants)
 
     def simulate(self, drift: BatchedDrift, noise: NoiseStream, *, steps: int) -> SimulatedPaths:
-        """Simulate the posterior in steps, with the weights of its paths: a check, and the way to the evidence.
+        """Simulate the posterior in steps, with the weights of its paths: a check, and a way to the evidence.
 
-        :func:`inference.elbo.bound` makes bounds of it. The steps are those of Euler's scheme and must be
-        short against the rates of the noise.
+        :func:`inference.elbo.bound` makes bounds of it. The steps are those of Euler's scheme: short against
+        the rates of the noise, and against how fast exact observations pull, or the paths explode.
 
         Args:
             drift: As for :meth:`correction`.
@@ -305,7 +308,7 @@ class MatchedPosterior:
     def _walk(
         self, instants: Tensor, noise: NoiseStream, rows: Tensor
     ) -> tuple[Tensor, Callable[[Tensor], Tensor], Tensor]:
-        """States ``(N, n d, D)`` of the posterior, its control at some of them, and where the instants are."""
+        """States ``(N, n d, D)`` of the posterior, its control at some, and where the instants are."""
         chain, pseudo, place = self._merged(instants)
         laws = GuidedPosterior(chain, pseudo).laws
         rank = max(chain.start.shape[1], chain.factors.shape[2])
