@@ -2,7 +2,7 @@ r"""Stochastic differential equations in Pyro programs: laws of paths, and path-
 
 * :class:`EulerPaths` is the law of a path seen at every step, as a Pyro distribution: priors over drift
   parameters, diffusions and Hurst indices are written in Pyro and fitted by SVI or NUTS.
-* :class:`ObservedChain` is the law of noisy values of a linear equation, with the path integrated out exactly:
+* :class:`ObservedChain` is the law of noisy values of a linear equation, the path integrated out exactly:
   of fractional noise, too, for priors over its Hurst index.
 * :func:`controlled_paths` is a path that is not seen: the posterior is given by a control, and
   :math:`\log \mathrm dP / \mathrm dQ` of :mod:`inference.girsanov` becomes a factor of the program.
