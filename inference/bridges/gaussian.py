@@ -1,8 +1,8 @@
 r"""The Schroedinger bridge between two Gaussians, in closed form.
 
 Among all laws of paths with ends :math:`\rho_0, \rho_1` the bridge is nearest, in relative entropy, to the
-Wiener process :math:`\sqrt{2\epsilon}\, W`. Given its ends it is a Brownian bridge, and the pair of its ends is
-the entropic coupling for the cost :math:`|x_0 - x_1|^2` with regularisation :math:`4 \epsilon`. Between
+Wiener process :math:`\sqrt{2\epsilon}\, W`. Given its ends it is a Brownian bridge, and the pair of its ends
+is the entropic coupling for the cost :math:`|x_0 - x_1|^2` with regularisation :math:`4 \epsilon`. Between
 Gaussians that coupling is Gaussian, with
 
 .. math:: K = \mathrm{Cov}(x_0, x_1)
@@ -20,7 +20,7 @@ References:
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -41,6 +41,7 @@ class GaussianBridge:
         first: Law at time 0, one Gaussian in ``d`` dimensions.
         second: Law at time 1, likewise.
         eps: Diffusivity of the reference, positive, in squared units of the points.
+        cross_covariance: Of the ends, rows for time 0 and columns for time 1, shape ``(d, d)``.
 
     Raises:
         ValueError: If a law is a mixture of several, the dimensions differ or ``eps`` is not positive.
@@ -59,6 +60,7 @@ class GaussianBridge:
     first: Mixture
     second: Mixture
     eps: float
+    cross_covariance: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if len(self.first.weights) > 1 or len(self.second.weights) > 1:
@@ -68,22 +70,20 @@ class GaussianBridge:
             raise ValueError(f"`second` must have the {dims[0]} dimensions of `first`; got {dims[1]}.")
         if not 0 < self.eps < math.inf:
             raise ValueError(f"`eps` must be positive; got {self.eps}.")
-
-    @property
-    def cross_covariance(self) -> Tensor:
-        """Covariance of the ends, rows for time 0 and columns for time 1, shape ``(d, d)``."""
         root, inverse_root = _roots(self.first.covariances[0])
         inner = root @ self.second.covariances[0] @ root + self.eps**2 * self._unit
-        return root @ _roots(inner)[0] @ inverse_root - self.eps * self._unit
+        cross = root @ _roots(inner)[0] @ inverse_root - self.eps * self._unit
+        object.__setattr__(self, "cross_covariance", cross)
 
     def law(self, t: Tensor) -> Mixture:
         """The law at a time in [0, 1], 0-d."""
         return Mixture.gaussian(self._mean(t), self._covariance(t))
 
     def drift(self, t: Tensor, x: Tensor) -> Tensor:
-        r"""Drift u of the bridge :math:`\mathrm dX = u\,\mathrm dt + \sqrt{2\epsilon}\,\mathrm dW` from time 0.
+        r"""Drift u of the bridge, a diffusion from time 0.
 
-        .. math:: u(t, x) = m_1 - m_0 + A_t (x - m_t), \qquad \dot A = -A^2
+        .. math:: \mathrm dX = u\,\mathrm dt + \sqrt{2\epsilon}\,\mathrm dW, \qquad
+                  u(t, x) = m_1 - m_0 + A_t (x - m_t), \qquad \dot A = -A^2
 
         Args:
             t: Time in [0, 1], 0-d.

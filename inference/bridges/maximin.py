@@ -6,8 +6,8 @@ For an interpolant :math:`x_t = I(t, x_0, x_1) + \gamma z` the drift that minimi
           \cdot u\Bigr] \mathrm dt
 
 is that of a diffusion with diffusivity :math:`\epsilon` and the laws of the interpolant, and the minimum is
-minus half its action. The bridge has the least action of all laws between the ends: it is the maximum over the
-interpolants of the minimum over the drifts. Both sides are learned at once, the path uphill and the drift
+minus half its action. The bridge has the least action of all laws between the ends: it is the maximum over
+the interpolants of the minimum over the drifts. Both sides are learned at once, the path uphill and the drift
 downhill, by gradients at samples.
 
 References:
@@ -41,8 +41,8 @@ class PathPoint(NamedTuple):
 class LearnedPath(nn.Module):
     r"""An interpolant between coupled points, with the right ends whatever its parameters are.
 
-    .. math:: I = (1 - t)(1 + t\, p_\alpha)\, x_0 + t\, (1 + (1 - t)\, p_\beta)\, x_1 + t (1 - t)\, N(t, x_0, x_1),
-              \qquad \gamma^2 = 2 \epsilon t (1 - t)\, e^{p_\gamma}
+    .. math:: I = (1 - t)(1 + t\, p_\alpha)\, x_0 + t\, (1 + (1 - t)\, p_\beta)\, x_1
+              + t (1 - t)\, N(t, x_0, x_1), \qquad \gamma^2 = 2 \epsilon t (1 - t)\, e^{p_\gamma}
 
     with polynomials p of the time, which start at zero, and a network N. It begins as the Brownian bridge.
 
@@ -51,8 +51,8 @@ class LearnedPath(nn.Module):
         degree: Degree of the polynomials, at least 0.
         displacement: Maps rows ``(t, x_0, x_1)``, shape ``(n, 1 + 2 d)``, to ``(n, d)``; ``None`` is no
             network, which is enough between Gaussians in one dimension.
-        pace: Factor of the polynomials, and so of the speed at which an optimiser such as Adam moves them: below
-            1, for the drift must follow the path.
+        pace: Factor of the polynomials, and so of the speed at which an optimiser such as Adam moves them:
+            below 1, for the drift must follow the path.
         dtype: Floating dtype of the polynomials.
 
     Raises:
@@ -104,7 +104,9 @@ class LearnedPath(nn.Module):
             slopes.append(2 * k * values[-1])
             values.append(values[-1] * place)
         value, slope = torch.cat(values, 1), torch.cat(slopes, 1)
-        return [((value @ c)[:, None], (slope @ c)[:, None]) for c in (self.pace * self.coefficients).unbind()]
+        return [
+            ((value @ c)[:, None], (slope @ c)[:, None]) for c in (self.pace * self.coefficients).unbind()
+        ]
 
     def _displaced(self, t: Tensor, base: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """The network and its derivative in time."""

@@ -3,8 +3,8 @@ r"""The Schroedinger bridge between two sets of samples, by the entropic couplin
 The ends of the bridge are coupled by the entropic plan of cost :math:`|x_0 - x_1|^2` and regularisation
 :math:`4 \epsilon`, and between them it is a Brownian bridge: an interpolant
 :math:`(1 - t)\, x_0 + t\, x_1 + \sqrt{2 \epsilon t (1 - t)}\, z` whose velocity and score are learned without
-simulation. Their combination :math:`b + \epsilon s` is the drift of the bridge and :math:`b - \epsilon s` that
-of the process run backward, so that any two samples will do: those of two stochastic equations as well.
+simulation. Their combination :math:`b + \epsilon s` is the drift of the bridge and :math:`b - \epsilon s`
+that of the process run backward, so that any two samples will do: those of two stochastic equations as well.
 
 The plan is that of finite batches, whose bias falls with their size.
 
@@ -125,8 +125,9 @@ def train_bridge(
         progress: Show a bar.
 
     Returns:
-        Velocity and score, as a prediction in double precision: :class:`inference.samplers.ProbabilityDiffusion`
-        with this ``eps`` follows the bridge in either direction. And the history of the training.
+        Velocity and score, as a prediction in double precision:
+        :class:`inference.samplers.ProbabilityDiffusion` with this ``eps`` follows the bridge in either
+        direction. And the history of the training.
 
     Raises:
         ValueError: If samples or ``eps`` are unfit, or the checkpoint is another training's.
@@ -198,8 +199,10 @@ def train_bridge(
 
 def _shuffled(rows: Tensor, seed: int, name: str) -> Tensor:
     """The rows in a random order."""
-    keys = NoiseStream(seed, 0, len(rows)).fork(f"order of {name}").uniforms(
-        1, purpose=Purpose.TRAINING, dtype=torch.float64
+    keys = (
+        NoiseStream(seed, 0, len(rows))
+        .fork(f"order of {name}")
+        .uniforms(1, purpose=Purpose.TRAINING, dtype=torch.float64)
     )
     return rows[keys[:, 0].argsort().to(rows.device)]
 

@@ -18,6 +18,8 @@ class FieldNetwork(VelocityNetwork):
         torch.Size([5, 2])
     """
 
-    def forward(self, t: Tensor, points: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, t: Tensor, points: Tensor
+    ) -> Tensor:
         """Values ``(n, d)`` at times, 0-d or ``(n, 1)``, and points ``(n, d)``."""
         return super().forward(points, t.expand(len(points), 1), points[:, :0])

@@ -1,7 +1,7 @@
-r"""Samplers that choose their steps: DPM-Solver with an embedded pair, and the probability flow with dense output.
+r"""Samplers that choose their steps: DPM-Solver with a pair, and the probability flow with dense output.
 
-Every sample has steps of its own, so that its point does not depend on its neighbours. A step is accepted where
-the root mean square over the components of the difference of the pair, in units of
+Every sample has steps of its own, so that its point does not depend on its neighbours. A step is accepted
+where the root mean square over the components of the difference of the pair, in units of
 ``max(atol, rtol * max(|x_k|, |x_{k+1}|))``, is at most 1.
 
 References:
@@ -42,8 +42,8 @@ class AdaptivePoints(NamedTuple):
 class AdaptiveDPMSolver:
     """Sampling by single-step DPM-Solver with steps in the log signal-to-noise ratio chosen by tolerance.
 
-    The pair has orders ``order - 1`` and ``order`` and shares its ``order`` evaluations; the point of the higher
-    order is kept. Only the first and the last of ``times`` are read, where the ratio must be finite.
+    The pair has orders ``order - 1`` and ``order`` and shares its ``order`` evaluations; the point of the
+    higher order is kept. Only the first and the last of ``times`` are read, where the ratio must be finite.
 
     Attributes:
         order: 2 or 3: of the higher method.
@@ -178,9 +178,9 @@ class AdaptiveFlow:
                 moved = sum((w * k for w, k in zip(row, slopes, strict=True) if w), torch.zeros_like(x))
                 slopes.append(velocity((place + node * step).to(x), x + step.to(x) * moved))
             stacked = torch.stack(slopes, -1)
-            error = step.to(x) * (stacked @ torch.tensor(_ERROR).to(x))
-            high = x + step.to(x) * (stacked[..., :-1] @ torch.tensor(_MATRIX[-1]).to(x))
-            return _Try(high, error, step.to(x)[..., None] * (stacked @ torch.tensor(_DENSE).to(x)))
+            error = step.to(x) * (stacked @ x.new_tensor(_ERROR))
+            high = x + step.to(x) * (stacked[..., :-1] @ x.new_tensor(_MATRIX[-1]))
+            return _Try(high, error, step.to(x)[..., None] * (stacked @ x.new_tensor(_DENSE)))
 
         walk = _Walk(attempt, len(_NODES), 5, self.atol, self.rtol, together=False)
         instants = times.double().to(initial.device)

@@ -7,8 +7,8 @@ With signal a and deviation :math:`\sigma` of a one-sided interpolant let :math:
 
 without the linear part of the velocity, and any scheme and any gradient of :mod:`sde` applies:
 :class:`sde.gradients.Adjoint` integrates the adjoint equation backwards in memory that does not grow with the
-steps, :class:`sde.gradients.Symplectic` differentiates the numbers themselves, one evaluation of the network at
-a time, and :class:`sde.gradients.Checkpointed` works for all schemes.
+steps, :class:`sde.gradients.Symplectic` differentiates the numbers themselves, one evaluation of the network
+at a time, and :class:`sde.gradients.Checkpointed` works for all schemes.
 
 References:
     Pan, Liew, Tan, Feng & Yan (2024), AdjointDPM: adjoint sensitivity method for gradient backpropagation of
@@ -17,7 +17,6 @@ References:
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from inference.interpolants.interpolant import Kind
@@ -96,17 +95,18 @@ class RescaledFlow:
         """
         increasing = check_times(times)
         schedule = one_sided_schedule(prediction, "RescaledFlow")
-        signal, ratio = _coordinates(schedule, times.double().to(initial.device))
+        signals, ratio = _coordinates(schedule, times.double().to(initial.device))
+        first, last = signals[[0, -1]].to(initial).unbind()
         equation = rescaled_equation(prediction, backward=not increasing, parameters=self.parameters)
         scaled = solve_end(
             equation,
-            initial / signal[0].to(initial),
+            initial / first,
             -ratio if increasing else ratio,
             None,
             solver=self.solver,
             gradient=self.gradient,
         )
-        return signal[-1].to(initial) * scaled
+        return last * scaled
 
 
 def _coordinates(schedule: Schedule, times: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,6 +114,6 @@ def _coordinates(schedule: Schedule, times: Tensor) -> tuple[Tensor, Tensor]:
     deviation, signal = schedule.coefficients(times)
     if not bool((signal > 0).all()):
         raise ValueError(
-            f"`times` must stay where the target has a weight; got {float(times.min()):g}. Begin a little later."
+            f"`times` must stay where the target has a weight; got {float(times.min()):g}. Begin later."
         )
     return signal, deviation / signal

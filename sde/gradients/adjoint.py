@@ -29,8 +29,9 @@ class Adjoint:
 
     beside the state, from the end to the start, by Heun's scheme in Stratonovich form and with the noise of
     the forward pass; equations without noise that a Runge--Kutta scheme with a tableau integrated, by that
-    scheme (unless gradients of the instants are asked for). The result is the gradient of the exact solution up to both discretisations,
-    not of the numbers that the forward pass returned. The state is restored at the instants that were saved.
+    scheme (unless gradients of the instants are asked for). The result is the gradient of the exact solution
+    up to both discretisations, not of the numbers that the forward pass returned. The state is restored at
+    the instants that were saved.
 
     Attributes:
         allow_missing: Whether drift and diffusion may use tensors that the equation does not name among its

@@ -4,9 +4,9 @@ Two equations have the same look. The *continuous* adjoint integrates
 
 .. math:: \dot a = -a\, \partial_x f, \qquad \dot{\bar\theta} = -a\, \partial_\theta f
 
-and the state itself backwards by the same scheme: the gradient of the exact flow up to errors of its order. The
-*symplectic* adjoint is the derivative of the numbers that the scheme returned: from the state at the start of a
-step the stages are made again, and their cotangents
+and the state itself backwards by the same scheme: the gradient of the exact flow up to errors of its order.
+The *symplectic* adjoint is the derivative of the numbers that the scheme returned: from the state at the
+start of a step the stages are made again, and their cotangents
 
 .. math:: \bar k_i = h b_i \lambda_{n+1} + h \sum_{j > i} a_{ji} \bar X_j, \qquad
           \bar X_i = \bar k_i\, \partial_x f(X_i), \qquad \lambda_n = \lambda_{n+1} + \sum_i \bar X_i
@@ -14,8 +14,8 @@ step the stages are made again, and their cotangents
 taken from the last stage to the first. Either way the graph of one evaluation of f is alive at a time.
 
 References:
-    Matsubara, Miyatake & Yaguchi (2021), Symplectic adjoint method for exact gradient of neural ODE with minimal
-    memory, section 4. arXiv:2102.09750
+    Matsubara, Miyatake & Yaguchi (2021), Symplectic adjoint method for exact gradient of neural ODE with
+    minimal memory, section 4. arXiv:2102.09750
     Sanz-Serna (2016), Symplectic Runge--Kutta schemes for adjoint equations, section 3. doi:10.1137/151002769
 """
 
@@ -63,7 +63,7 @@ class Symplectic:
         """
         if not has_tableau(plan):
             raise ValueError(
-                f"`gradient` Symplectic() needs an equation without noise and a solver with a tableau, such as "
+                f"Symplectic() needs an equation without noise and a solver with a tableau, such as "
                 f"RungeKutta4(); got {type(plan.solver).__name__}."
             )
         assert isinstance(plan.sde, SDE)  # the solver integrates nothing else
@@ -113,7 +113,9 @@ class _SymplecticSolve(torch.autograd.Function):
         for number in reversed(range(plan.num_steps)):
             if instant := plan.grid.saves.get(number + 1):
                 adjoint = adjoint + cotangents[:, instant]
-            adjoint, changes = _step_back(plan, number, ctx.saved_tensors[number], adjoint, instants, ctx.parameters)
+            adjoint, changes = _step_back(
+                plan, number, ctx.saved_tensors[number], adjoint, instants, ctx.parameters
+            )
             bars = [bar + change for bar, change in zip(bars, changes, strict=True)]
         return None, None, adjoint + cotangents[:, 0], instants.of_times(), *bars
 
