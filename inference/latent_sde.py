@@ -283,6 +283,7 @@ def latent_sde(
     max_step: float,
     seed: int,
     width: int = 64,
+    content_dim: int = 0,
     encoder: nn.Module | None = None,
     diffusion: nn.Module | None = None,
     likelihood: nn.Module | None = None,
@@ -298,6 +299,7 @@ def latent_sde(
         max_step: Length that no step of the solver exceeds.
         seed: Seed of all initial weights.
         width: Width of the hidden layers.
+        content_dim: Number of components that do not move.
         encoder: ``None`` is a :class:`GRUEncoder` of 32 features.
         diffusion: ``None`` is a learned constant for each component.
         likelihood: ``None`` is :class:`Gaussian` with a learned deviation.
@@ -325,7 +327,9 @@ def latent_sde(
     return LatentSDE(
         drift=NeuralDrift(latent_dim, width=width, seed=seed_of("drift"), dtype=dtype),
         diffusion=ConstantDiffusion(latent_dim, dtype=dtype) if diffusion is None else diffusion,
-        decoder=perceptron((latent_dim, width, observed_dim), seed=seed_of("decoder"), dtype=dtype),
+        decoder=perceptron(
+            (latent_dim + content_dim, width, observed_dim), seed=seed_of("decoder"), dtype=dtype
+        ),
         likelihood=Gaussian(observed_dim, dtype=dtype) if likelihood is None else likelihood,
         encoder=GRUEncoder(observed_dim, seed=seed_of("encoder"), dtype=dtype)
         if encoder is None
@@ -334,6 +338,7 @@ def latent_sde(
         max_step=max_step,
         seed=seed,
         width=width,
+        content_dim=content_dim,
         noise=noise,
         solver=solver,
     )
