@@ -72,7 +72,7 @@ class LatentSDE(nn.Module):
         latent_dim: Number of components of ``X``.
         max_step: Length that no step exceeds.
         seed: Seed of the initial weights of the posterior.
-        width: Width of its hidden layers.
+        width: Width of its hidden layers; 0 leaves the network of a guided posterior out.
         content_dim: Number of components of the content, at least 0.
         noise: Fractional noise; ``None`` is Brownian motion.
         sites: Pseudo-observations that guide the posterior with additive fractional noise, a module of
@@ -125,16 +125,11 @@ class LatentSDE(nn.Module):
             self.dynamics = ControlledDynamics(
                 drift, diffusion, noise, solver=scheme, gradient=gradient, **shared
             )
-        self.content = (
-            perceptron(
-                (context_dim, width, 2 * content_dim),
-                seed=NoiseStream(seed, 0, 1).fork("content").seed,
-                dtype=kind,
-                zero_last=True,
-            )
-            if content_dim
-            else None
-        )
+        self.content: nn.Module | None = None
+        if content_dim:
+            sizes = (context_dim, max(1, width), 2 * content_dim)
+            content_seed = NoiseStream(seed, 0, 1).fork("content").seed
+            self.content = perceptron(sizes, seed=content_seed, dtype=kind, zero_last=True)
 
     @property
     def drift(self) -> nn.Module:

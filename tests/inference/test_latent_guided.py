@@ -82,6 +82,7 @@ def _disturb(model: LatentSDE, size: float) -> LatentSDE:
     """Move the posterior away from the guide."""
     dynamics = _guided(model)
     for k, part in enumerate((dynamics.residual, dynamics.recognition)):
+        assert part is not None
         for j, parameter in enumerate(part[-1].parameters()):
             drawn = NoiseStream(9, 2 * k + j, 2 * k + j + 1).normals(parameter.numel(), dtype=parameter.dtype)
             parameter.copy_(size * drawn.view_as(parameter))
@@ -163,7 +164,9 @@ def test_gradient_in_index_and_scale_is_that_of_the_evidence(name: str) -> None:
 def test_the_residual_has_no_gradient_at_the_exact_posterior() -> None:
     model = _model(_constant("I"))
     bound = model.elbo(_series([0, 2, 5], _VALUES), NoiseStream(1, 0, 6), paths=3).elbo.sum()
-    residual = list(_guided(model).residual[-1].parameters())
+    network = _guided(model).residual
+    assert network is not None
+    residual = list(network[-1].parameters())
     found = torch.autograd.grad(bound, residual)
     assert max(float(part.abs().max()) for part in found) < 1e-10
     moved = _disturb(model, 0.3).elbo(_series([0, 2, 5], _VALUES), NoiseStream(1, 0, 6), paths=3).elbo.sum()
