@@ -39,7 +39,7 @@ from inference.latent_training import LatentTraining, train_latent
 from inference.likelihoods import Gaussian
 from inference.series import Series
 from inference.training import FitSettings
-from sde import NoiseStream, solve
+from sde import NoiseStream
 
 SIZE, DIGIT, FRAMES, SEEN = 24, 10, 25, 10
 STEP = 0.1  # time from frame to frame, and length of a step of the solver
@@ -68,11 +68,23 @@ def video_model(noise: str, seed: int, width: int = 64) -> LatentSDE:
     """The model, before training; the noise is all that differs."""
     seeds = NoiseStream(seed, 0, 1)
     decoder = SpriteDecoder(
-        4, (SIZE, SIZE), DIGIT, objects=2, look_dim=8, width=width, seed=seeds.fork("decoder").seed
+        4,
+        (SIZE, SIZE),
+        DIGIT,
+        brightness=MovingDigits().brightness,
+        look_dim=8,
+        width=width,
+        seed=seeds.fork("decoder").seed,
     )
+    span = STEP * FRAMES
+    laws = {
+        # One process of rate 0: Brownian motion itself, with the posterior of the fractional model.
+        "Brownian": FractionalNoise(0.5, horizon=span, step=STEP, num_rates=1, learned=False),
+        "fractional": FractionalNoise(0.7, horizon=span, step=STEP),
+    }
     return LatentSDE(
         drift=NeuralDrift(4, width=width, seed=seeds.fork("drift").seed),
-        diffusion=ConstantDiffusion(4, start=0.3),
+        diffusion=ConstantDiffusion(4, start=0.5),
         decoder=decoder,
         likelihood=Gaussian(SIZE**2, deviation=DEVIATION, learned=False),
         encoder=FrameEncoder((SIZE, SIZE), seed=seeds.fork("encoder").seed),
@@ -81,7 +93,7 @@ def video_model(noise: str, seed: int, width: int = 64) -> LatentSDE:
         max_step=1.001 * STEP,  # one step a frame
         seed=seed,
         width=width,
-        noise=None if noise == "Brownian" else FractionalNoise(0.7, horizon=STEP * FRAMES, step=STEP),
+        noise=laws[noise],
     )
 
 
@@ -101,16 +113,7 @@ def decoded(model: LatentSDE, series: Series, noise: NoiseStream) -> Tensor:
 @torch.no_grad()
 def generated(model: LatentSDE, noise: NoiseStream) -> Tensor:
     """Frames of paths of the prior, shape ``(n, T, p)``."""
-    codes = model.codes(noise)
-    paths = solve(
-        model.equation(),
-        model.initial_state(codes),
-        TIMES,
-        noise,
-        solver=model.solver,
-        max_step=model.max_step,
-    )
-    return model.decode(model.with_content(paths, codes))
+    return model.decode(model.prior(model.codes(noise), TIMES, noise))
 
 
 def first(series: Series) -> Series:
@@ -135,7 +138,7 @@ def score(model: LatentSDE, test: Series, paths: int = 10) -> Scores:
         bound.item(),
         psnr(whole, truth).mean().item(),
         psnr(guess[:, later], truth[:, later]).mean().item(),
-        0.5 if model.noise is None else model.noise.hurst.item(),
+        cast(FractionalNoise, model.noise).hurst.item(),
     )
 
 
@@ -250,7 +253,7 @@ def train_one(
 
 def main(
     folder: Path = Path("out/latent_video"),
-    iterations: int = 1000,
+    iterations: int = 250,
     seeds: int = 3,
     *,
     train_videos: int = 2000,
@@ -298,7 +301,7 @@ def main(
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--iterations", type=int, default=1000)
+    parser.add_argument("--iterations", type=int, default=250)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("out/latent_video"))
     options = parser.parse_args()

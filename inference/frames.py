@@ -17,6 +17,8 @@ References:
     places. arXiv:1509.06113
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -172,17 +174,18 @@ class SpriteDecoder(nn.Module):
         state_dim: Number of components of the state, at least two for each object.
         shape: Height and width of the frames [pixels].
         sprite: Height and width of a sprite [pixels].
-        objects: Number of objects.
+        brightness: Largest brightness of each object, in (0, 1]; where they differ they tell objects apart.
         look_dim: Components of the content for each object.
         width: Width of the hidden layer.
         seed: Seed of the initial weights.
         dtype: Floating dtype.
 
     Raises:
-        ValueError: If the state has too few components, or a sprite is larger than the frame.
+        ValueError: If the state has too few components, a brightness is out of range, or a sprite is larger
+            than the frame.
 
     Example:
-        >>> decoder = SpriteDecoder(4, (16, 16), 8, objects=2, look_dim=3, seed=0)
+        >>> decoder = SpriteDecoder(4, (16, 16), 8, brightness=(1.0, 0.6), look_dim=3, seed=0)
         >>> decoder(torch.zeros(5, 7, 10)).shape
         torch.Size([5, 7, 256])
     """
@@ -193,13 +196,16 @@ class SpriteDecoder(nn.Module):
         shape: tuple[int, int],
         sprite: int,
         *,
-        objects: int,
+        brightness: Sequence[float],
         look_dim: int,
         width: int = 64,
         seed: int,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
+        objects = len(brightness)
+        if not all(0 < value <= 1 for value in brightness):
+            raise ValueError(f"`brightness` must lie in (0, 1]; got {tuple(brightness)}.")
         if state_dim < 2 * objects:
             raise ValueError(
                 f"`state_dim` must be at least 2 for each object; got {state_dim} for {objects}."
@@ -209,7 +215,11 @@ class SpriteDecoder(nn.Module):
         self.shape, self.sprite, self.objects, self.look_dim = shape, sprite, objects, look_dim
         self.state_dim = state_dim
         self.where = nn.Parameter(torch.eye(2 * objects, state_dim, dtype=dtype))
-        self.look = perceptron((look_dim, width, width, sprite**2), seed=seed, dtype=dtype)
+        sizes = (look_dim, width, width, sprite**2)
+        self.look = perceptron(sizes, seed=seed, dtype=dtype, zero_last=True)  # grey squares at first
+        scale = torch.tensor(tuple(brightness), dtype=dtype)[:, None, None]
+        self.brightness: Tensor
+        self.register_buffer("brightness", scale, persistent=False)
 
     @property
     def content_dim(self) -> int:
@@ -220,7 +230,7 @@ class SpriteDecoder(nn.Module):
         """Brightness of pixels, shape ``(..., height * width)``, from states and content ``(..., d + c)``."""
         state, content = states.split((self.state_dim, self.content_dim), -1)
         looks = self.look(content.unflatten(-1, (self.objects, self.look_dim))).sigmoid()
-        looks = looks.unflatten(-1, (self.sprite, self.sprite))
+        looks = self.brightness * looks.unflatten(-1, (self.sprite, self.sprite))
         places = (state @ self.where.mT).unflatten(-1, (self.objects, 2))
         corners = 0.5 * (1 + places)
         rows, columns = (

@@ -26,12 +26,18 @@ def _frames(count: int) -> Series:
     return Series(_TIMES, pixels.view(count, 4, -1))
 
 
-def _decoder(objects: int = 2) -> SpriteDecoder:
-    return SpriteDecoder(2 * objects, _SHAPE, 6, objects=objects, look_dim=3, width=8, seed=0, dtype=_F64)
+def _decoder(*brightness: float) -> SpriteDecoder:
+    decoder = SpriteDecoder(
+        2 * len(brightness), _SHAPE, 6, brightness=brightness, look_dim=3, width=8, seed=0, dtype=_F64
+    )
+    with torch.no_grad():  # looks start grey
+        last = list(decoder.look.parameters())[-2]
+        last.copy_(NoiseStream(8, 0, 1).normals(last.numel(), dtype=_F64).view_as(last))
+    return decoder
 
 
 def _model(noise: FractionalNoise | None = None, *, disturbed: bool = True) -> LatentSDE:
-    decoder = _decoder()
+    decoder = _decoder(1.0, 0.6)
     model = LatentSDE(
         drift=NeuralDrift(4, width=8, seed=0, dtype=_F64),
         diffusion=ConstantDiffusion(4, dtype=_F64),
@@ -40,7 +46,7 @@ def _model(noise: FractionalNoise | None = None, *, disturbed: bool = True) -> L
         encoder=FrameEncoder(_SHAPE, 8, channels=4, maps=2, seed=0, dtype=_F64),
         latent_dim=4,
         content_dim=decoder.content_dim,
-        max_step=0.05,
+        max_step=0.1,
         seed=0,
         width=8,
         noise=noise,
@@ -56,7 +62,7 @@ def _model(noise: FractionalNoise | None = None, *, disturbed: bool = True) -> L
 def test_weights_are_a_function_of_the_seed() -> None:
     for make in (
         lambda seed: FrameEncoder(_SHAPE, 8, seed=seed),
-        lambda seed: SpriteDecoder(4, _SHAPE, 6, objects=2, look_dim=3, seed=seed),
+        lambda seed: SpriteDecoder(4, _SHAPE, 6, brightness=(1.0, 0.6), look_dim=3, seed=seed),
     ):
         one, same, other = (make(seed).state_dict() for seed in (1, 1, 2))
         assert all(torch.equal(one[name], same[name]) for name in one)
@@ -106,13 +112,13 @@ def _draw(decoder: SpriteDecoder, places: list[float], content: Tensor) -> Tenso
 
 
 def test_sprites_go_where_the_state_says() -> None:
-    decoder, content = _decoder(1), NoiseStream(1, 0, 1).normals(3, dtype=_F64)[0]
+    decoder, content = _decoder(0.8), NoiseStream(1, 0, 1).normals(3, dtype=_F64)[0]
     corner = _draw(decoder, [-1.0, -1.0], content)
     look = corner[:6, :6]
     assert not corner[6:].any()
     assert not corner[:, 6:].any()
     assert look.min() > 0
-    assert look.max() < 1
+    assert look.max() < 0.8
     # There are 10 rows and 6 columns of room: 0.2 of place is a row.
     lower = _draw(decoder, [-0.8, 1.0], content)
     torch.testing.assert_close(lower[1:7, 6:], look)
@@ -120,17 +126,22 @@ def test_sprites_go_where_the_state_says() -> None:
     torch.testing.assert_close(between[1:6, 6:], 0.5 * (look[1:] + look[:-1]))
 
 
+def test_looks_start_grey_at_half_of_the_brightness() -> None:
+    decoder = SpriteDecoder(2, _SHAPE, 6, brightness=(0.6,), look_dim=3, seed=0, dtype=_F64)
+    frame = decoder(torch.tensor([-1.0, -1.0, 2.0, 0.5, -1.0], dtype=_F64)).detach().view(_SHAPE)
+    assert torch.equal(frame[:6, :6], torch.full((6, 6), 0.3, dtype=_F64))
+
+
 def test_sprites_overlap_by_what_each_leaves_dark() -> None:
-    both, content = _decoder(2), NoiseStream(1, 0, 1).normals(6, dtype=_F64)[0]
-    alone = _decoder(1)
-    alone.load_state_dict(both.state_dict() | {"where": alone.where})
-    first, second = (_draw(alone, [0.0, 0.0], content[3 * k : 3 * k + 3]) for k in range(2))
-    together = _draw(both, [0.0] * 4, content)
+    content = NoiseStream(1, 0, 1).normals(6, dtype=_F64)[0]
+    first = _draw(_decoder(1.0), [0.0, 0.0], content[:3])
+    second = _draw(_decoder(0.6), [0.0, 0.0], content[3:])
+    together = _draw(_decoder(1.0, 0.6), [0.0] * 4, content)
     torch.testing.assert_close(together, 1 - (1 - first) * (1 - second))
 
 
 def test_gradients_reach_places_and_looks() -> None:
-    decoder = _decoder()
+    decoder = _decoder(1.0, 0.6)
     states = NoiseStream(1, 0, 3).normals(10, dtype=_F64).requires_grad_()
     decoder(0.3 * states).square().sum().backward()
     assert states.grad is not None
@@ -165,7 +176,7 @@ def test_divergence_of_the_content_is_that_of_its_law() -> None:
 def test_samplers_of_videos_are_addressed(kind: str) -> None:
     noise = None
     if kind != "Brownian":
-        noise = FractionalNoise(0.7, horizon=0.5, step=0.05, num_rates=3, kind=kind)  # pyright: ignore
+        noise = FractionalNoise(0.7, horizon=0.5, step=0.1, num_rates=3, kind=kind)  # pyright: ignore
     model, stream = _model(noise), NoiseStream(4, 0, 70)
     for sampler in (
         PriorSampler(model, _TIMES, math.prod(_SHAPE)),
@@ -185,8 +196,8 @@ def test_a_still_square_is_learned() -> None:
     model = _model(disturbed=False)
     adam = torch.optim.Adam(model.parameters(), lr=2e-2)
     loss = torch.zeros(())
-    for step in range(60):
-        loss = -model.elbo(videos, NoiseStream(0, 8 * step, 8 * step + 8), paths=8).elbo.mean()
+    for step in range(40):
+        loss = -model.elbo(videos, NoiseStream(0, 4 * step, 4 * step + 4), paths=4).elbo.mean()
         adam.zero_grad()
         loss.backward()
         adam.step()
@@ -198,16 +209,18 @@ def test_a_still_square_is_learned() -> None:
 
 def test_wrong_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match="`state_dim` must be at least 2 for each object; got 3 for 2"):
-        SpriteDecoder(3, _SHAPE, 6, objects=2, look_dim=3, seed=0)
+        SpriteDecoder(3, _SHAPE, 6, brightness=(1.0, 0.6), look_dim=3, seed=0)
+    with pytest.raises(ValueError, match=r"`brightness` must lie in \(0, 1\]; got \(1.0, 1.5\)"):
+        SpriteDecoder(4, _SHAPE, 6, brightness=(1.0, 1.5), look_dim=3, seed=0)
     with pytest.raises(ValueError, match=r"`sprite` must fit into frames of \(16, 12\); got 13"):
-        SpriteDecoder(4, _SHAPE, 13, objects=2, look_dim=3, seed=0)
+        SpriteDecoder(4, _SHAPE, 13, brightness=(1.0, 0.6), look_dim=3, seed=0)
     with pytest.raises(ValueError, match="`shape` must be at least 4 by 4"):
         FrameEncoder((3, 12), seed=0)
     with pytest.raises(ValueError, match="`content_dim` must be at least 0; got -1"):
         LatentSDE(
             drift=NeuralDrift(4, seed=0),
             diffusion=ConstantDiffusion(4),
-            decoder=SpriteDecoder(4, _SHAPE, 6, objects=2, look_dim=3, seed=0),
+            decoder=SpriteDecoder(4, _SHAPE, 6, brightness=(1.0, 0.6), look_dim=3, seed=0),
             likelihood=Gaussian(192),
             encoder=FrameEncoder(_SHAPE, seed=0),
             latent_dim=4,
