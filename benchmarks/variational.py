@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from benchmarks import latent_training
+from benchmarks import latent_training, latent_video
 from benchmarks.check import Figure, Section, at_least, at_most, main, reported, within
 from inference.elbo import bound
 from inference.fractional import (
@@ -265,7 +265,7 @@ SECTIONS: list[Section] = [
     *latent_training.SECTIONS,
 ]
 
-SLOW: list[Section] = [*latent_training.SLOW]  # run by --slow
+SLOW: list[Section] = [*latent_training.SLOW, *latent_video.SLOW]  # run by --slow
 
 if __name__ == "__main__":
     raise SystemExit(main("variational", SECTIONS, SLOW))
