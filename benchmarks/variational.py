@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from benchmarks import fractional_matching, pyro_calibration
 from benchmarks.check import Figure, Section, at_least, at_most, main, reported, within
 from inference.elbo import bound
 from inference.fractional import (
@@ -261,9 +262,10 @@ SECTIONS: list[Section] = [
     trained_control,
     matched_marginals,
     bridges,
+    *fractional_matching.SECTIONS,
 ]
 
-SLOW: list[Section] = []  # run by --slow
+SLOW: list[Section] = [*fractional_matching.SLOW, *pyro_calibration.SLOW]  # run by --slow
 
 if __name__ == "__main__":
     raise SystemExit(main("variational", SECTIONS, SLOW))
