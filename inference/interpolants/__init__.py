@@ -16,6 +16,7 @@ from inference.interpolants.couplings import (
     independent,
     paired,
 )
+from inference.interpolants.field_network import FieldNetwork
 from inference.interpolants.flow import FlowSampler, FlowSettings, VelocityNetwork, train_flow
 from inference.interpolants.interpolant import Interpolant, Kind, Mirror, OneSided, TwoSided
 from inference.interpolants.losses import kl_bound, matching_loss
@@ -40,6 +41,7 @@ __all__ = [
     "EncodingDecoding",
     "Entropic",
     "Fading",
+    "FieldNetwork",
     "FlowSampler",
     "FlowSettings",
     "Interpolant",
