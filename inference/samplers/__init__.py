@@ -7,6 +7,7 @@ from inference.samplers.flows import (
     ProbabilityFlow,
     diffusion_equation,
     flow_equation,
+    leaving_diffusivity,
     optimal_diffusivity,
 )
 from inference.samplers.forecast import leave_point
@@ -33,6 +34,7 @@ __all__ = [
     "geometric_times",
     "guided",
     "leave_point",
+    "leaving_diffusivity",
     "log_snr_times",
     "optimal_diffusivity",
     "reflow",
