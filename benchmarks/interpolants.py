@@ -9,6 +9,7 @@ import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
+from benchmarks import forecasting
 from benchmarks.check import Figure, Section, at_least, at_most, main, within
 from inference import FitSettings, fit
 from inference.interpolants import (
@@ -436,9 +437,10 @@ SECTIONS: list[Section] = [
     learned_and_heavy,
     forecasts,
     overhead,
+    *forecasting.SECTIONS,
 ]
 
-SLOW: list[Section] = []  # run by --slow
+SLOW: list[Section] = [*forecasting.SLOW]  # run by --slow
 
 if __name__ == "__main__":
     raise SystemExit(main("interpolants", SECTIONS, SLOW))

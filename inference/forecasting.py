@@ -32,7 +32,7 @@ from inference.interpolants.prediction import Prediction
 from inference.interpolants.schedule import Quadratic
 from inference.samplers.flows import Diffusivity, ProbabilityDiffusion, optimal_diffusivity
 from inference.samplers.forecast import leave_point
-from inference.samplers.grids import geometric_times
+from inference.samplers.grids import leaving_times
 from inference.training import FitSettings, fit
 from sde.checkpoint import digest
 from sde.networks import evaluate_in_blocks
@@ -125,7 +125,7 @@ class Forecaster(nn.Module):
         """Keep the network and the units."""
         super().__init__()
         self.drift, self.interpolant, self.diffusivity = drift, interpolant, diffusivity
-        self.times = geometric_times(steps, first=first)
+        self.times = leaving_times(steps, first=first)
         known = mean[:0] if condition_mean is None else condition_mean
         spread = mean[:0] if condition_scale is None else condition_scale
         if mean.shape != scale.shape or known.shape != spread.shape:
@@ -165,7 +165,7 @@ class Forecaster(nn.Module):
         other = copy.copy(self)
         other.diffusivity = diffusivity
         if steps is not None:
-            other.times = geometric_times(steps, first=float(self.times[0]))
+            other.times = leaving_times(steps, first=float(self.times[0]))
         return other
 
     def prediction(self, inputs: Tensor, noise: NoiseStream) -> Prediction:

@@ -11,7 +11,7 @@ from inference.samplers.flows import (
     optimal_diffusivity,
 )
 from inference.samplers.forecast import leave_point
-from inference.samplers.grids import geometric_times, log_snr_times
+from inference.samplers.grids import geometric_times, leaving_times, log_snr_times
 from inference.samplers.guidance import guided
 from inference.samplers.interface import Sampler
 from inference.samplers.learned import LearnedSolver, fit_solver
@@ -35,6 +35,7 @@ __all__ = [
     "guided",
     "leave_point",
     "leaving_diffusivity",
+    "leaving_times",
     "log_snr_times",
     "optimal_diffusivity",
     "reflow",

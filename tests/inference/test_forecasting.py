@@ -117,7 +117,7 @@ def test_any_kind_of_a_path_from_a_point_serves_any_sampler(sampler: Sampler, ki
     torch.testing.assert_close(drawn(kind, slice(7, 12)), drawn(kind)[7:12], rtol=1e-11, atol=1e-11)
 
 
-def moments(forecaster: Forecaster, n: int = 40_000) -> tuple[Tensor, Tensor]:
+def moments(forecaster: Forecaster, n: int = 20_000) -> tuple[Tensor, Tensor]:
     """Forecasts from 1.5, and their squared distance from 1.2."""
     ends = forecaster(torch.full((n, 1), 1.5, dtype=F64), NoiseStream(2, 0, n))
     return ends, (ends - 1.2) ** 2
@@ -135,7 +135,7 @@ CHOICES: list[tuple[str, object]] = [
 def test_forecasts_have_the_conditional_law_for_any_diffusivity(name: str, diffusivity: object) -> None:
     """N(0.8 x0, 0.3) from 1.5."""
     ends, squares = moments(exact(diffusivity))
-    assert_mean(torch.cat((ends, squares), 1), torch.tensor([1.2, 0.3], dtype=F64), bias=0.04)
+    assert_mean(torch.cat((ends, squares), 1), torch.tensor([1.2, 0.3], dtype=F64), bias=0.06)
 
 
 def test_forecaster_is_a_model_whose_rows_do_not_depend_on_the_batch() -> None:
@@ -163,7 +163,7 @@ def test_conditions_are_inputs() -> None:
 
 def test_several_lags_have_the_law_of_the_chain() -> None:
     """x_k+1 = 0.8 x_k + N(0, 0.3): means and variances of three lags, and lags of their own noise."""
-    n = 40_000
+    n = 10_000
     start = torch.full((n, 1), 1.5, dtype=F64)
     paths = exact().rollout(start, 3, NoiseStream(5, 0, n))
     assert paths.shape == (n, 4, 1)
@@ -171,10 +171,10 @@ def test_several_lags_have_the_law_of_the_chain() -> None:
     for lag in (1, 2, 3):
         mean = 0.8**lag * 1.5
         variance = 0.3 * sum(0.64**k for k in range(lag))
-        assert_mean((paths[:, lag] - mean), 0.0, bias=0.06)
-        assert_mean((paths[:, lag] - mean) ** 2, variance, bias=0.1)
+        assert_mean((paths[:, lag] - mean), 0.0, bias=0.1)
+        assert_mean((paths[:, lag] - mean) ** 2, variance, bias=0.15)
     steps = paths[:, 1:, 0] - 0.8 * paths[:, :-1, 0]
-    assert_mean(steps[:, :2] * steps[:, 1:], 0.0, bias=0.03)
+    assert_mean(steps[:, :2] * steps[:, 1:], 0.0, bias=0.05)
     assert torch.equal(exact().rollout(start[:9], 3, NoiseStream(5, 0, n)[:9]), paths[:9])
 
 
@@ -182,11 +182,11 @@ def test_path_and_units_of_choice() -> None:
     """Another path, and states in other units: the same law in them."""
     path = TwoSided(Linear(), BrownianBridge(2.0))
     model = Forecaster(
-        Exact(path), path, torch.tensor([10.0], dtype=F64), torch.tensor([4.0], dtype=F64), first=1e-4
+        Exact(path), path, torch.tensor([10.0], dtype=F64), torch.tensor([4.0], dtype=F64), steps=160
     )
-    ends = model(torch.full((40_000, 1), 16.0, dtype=F64), NoiseStream(6, 0, 40_000))  # 1.5 in these units
+    ends = model(torch.full((10_000, 1), 16.0, dtype=F64), NoiseStream(6, 0, 10_000))  # 1.5 in these units
     found = torch.cat(((ends - 10) / 4, ((ends - 10) / 4 - 1.2) ** 2), 1)
-    assert_mean(found, torch.tensor([1.2, 0.3], dtype=F64), bias=0.05)
+    assert_mean(found, torch.tensor([1.2, 0.3], dtype=F64), bias=0.1)
 
 
 @pytest.mark.slow
