@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from benchmarks import latent_training, latent_video, learned_hurst, lorenz
 from benchmarks.check import Figure, Section, at_least, at_most, main, reported, within
 from inference.elbo import bound
 from inference.fractional import (
@@ -261,9 +262,18 @@ SECTIONS: list[Section] = [
     trained_control,
     matched_marginals,
     bridges,
+    *latent_training.SECTIONS,
+    *latent_video.SECTIONS,
+    *learned_hurst.SECTIONS,
+    *lorenz.SECTIONS,
 ]
 
-SLOW: list[Section] = []  # run by --slow
+SLOW: list[Section] = [  # run by --slow
+    *latent_training.SLOW,
+    *latent_video.SLOW,
+    *learned_hurst.SLOW,
+    *lorenz.SLOW,
+]
 
 if __name__ == "__main__":
     raise SystemExit(main("variational", SECTIONS, SLOW))
