@@ -9,6 +9,7 @@ import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
+from benchmarks import checkerboard, mixture_128
 from benchmarks.check import Figure, Section, at_least, at_most, main, within
 from inference import FitSettings, fit
 from inference.interpolants import (
@@ -29,6 +30,7 @@ from inference.interpolants import (
     TwoSided,
     VariancePreserving,
     VelocityNetwork,
+    as_field,
     independent,
     kl_bound,
 )
@@ -110,21 +112,16 @@ def _trained(kind: Kind, floor: float, iterations: int) -> Iterator[Figure]:
     """Excess of a trained network's loss over the floor."""
     loss = Matching(TwoSided(), kind, independent(_G1.base.sample, _G1.target.sample), batch=512, seed=0)
     network = VelocityNetwork(1, width=48, depth=2, seed=0, dtype=_F64)
-    call = lambda model, k: loss(_as_field(model), k)  # noqa: E731
+    call = lambda model, k: loss(as_field(model), k)  # noqa: E731
     settings = FitSettings(iterations=iterations, rate=5e-3, average=0.99)
     trained, _ = fit(network, call, settings=settings, identity={}, progress=False)
     fresh = NoiseStream(99, 0, 100_000)
-    excess = loss.losses(_as_field(trained), fresh) - loss.losses(_G1.field(kind), fresh)
+    excess = loss.losses(as_field(trained), fresh) - loss.losses(_G1.field(kind), fresh)
     error = excess.std().item() / math.sqrt(len(excess))
     detail = f"floor {floor}, standard error {error:.1e}"
     yield within(
         f"{kind.value} loss above its floor", excess.mean().item(), -3 * error, 0.01 + 3 * error, detail
     )
-
-
-def _as_field(model):  # noqa: ANN001, ANN202
-    """A network of points, time and conditions as a field of time and points."""
-    return lambda t, x: model(x, t.expand(len(x), 1), x[:, :0])
 
 
 def flows(smoke: bool) -> Iterator[Figure]:
@@ -324,7 +321,7 @@ def forecasts(smoke: bool) -> Iterator[Figure]:
 def overhead(_: bool) -> Iterator[Figure]:
     """Time of a step against a loop that calls the same network, in single precision."""
     network = VelocityNetwork(2, width=256, depth=4, seed=0)
-    field = _as_field(network)
+    field = as_field(network)
     x, times = torch.zeros(4000, 2), torch.linspace(0, 1, 11)
     sampler, noise = ProbabilityFlow(EulerMaruyama()), NoiseStream(0, 0, len(x))
 
@@ -436,9 +433,10 @@ SECTIONS: list[Section] = [
     learned_and_heavy,
     forecasts,
     overhead,
+    *mixture_128.SECTIONS,
 ]
 
-SLOW: list[Section] = []  # run by --slow
+SLOW: list[Section] = [*mixture_128.SLOW, *checkerboard.SLOW]  # run by --slow
 
 if __name__ == "__main__":
     raise SystemExit(main("interpolants", SECTIONS, SLOW))

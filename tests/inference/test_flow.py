@@ -23,6 +23,7 @@ from inference.interpolants import (
     OneSided,
     Trigonometric,
     VelocityNetwork,
+    as_field,
     train_flow,
 )
 from sde import NoiseStream
@@ -204,6 +205,26 @@ def nan_row() -> Tensor:
 
 def sample(inputs: object) -> object:
     return exact_sampler(2)(inputs, NoiseStream(0, 0, 4))
+
+
+def test_network_reads_waves_of_its_points() -> None:
+    points = torch.tensor([[0.3], [0.3 + math.pi], [0.5]], dtype=torch.float64)
+    t = torch.zeros_like(points)
+    network = VelocityNetwork(1, width=4, depth=1, point_frequencies=(2.0,), seed=0, dtype=torch.float64)
+    with torch.no_grad():
+        network.layers[0].weight[:, 0] = 0  # blind to the bare coordinate
+    points, t = torch.tensor([[0.3], [0.3 + math.pi], [0.5]], dtype=torch.float64), torch.zeros(3, 1).double()
+    values = network(points, t, points[:, :0])
+    torch.testing.assert_close(values[0], values[1])
+    assert (values[0] - values[2]).abs().item() > 1e-3
+
+
+def test_field_of_a_network_gives_every_point_its_time_and_conditions() -> None:
+    network = VelocityNetwork(2, 3, width=8, depth=1, seed=0)
+    points, known = NoiseStream(0, 0, 5).normals(2), NoiseStream(1, 0, 1).normals(3)
+    expected = network(points, torch.full((5, 1), 0.3), known.expand(5, 3))
+    for t in (torch.tensor(0.3), torch.full((5, 1), 0.3)):
+        assert torch.equal(as_field(network, known)(t, points), expected)
 
 
 BAD: list[tuple[Callable[[], object], type[Exception], str]] = [
