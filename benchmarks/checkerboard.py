@@ -27,7 +27,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.ndimage import gaussian_filter, map_coordinates
 from torch import Tensor
 
 from benchmarks.check import Figure, Section, main, reported
@@ -46,13 +45,16 @@ from inference.interpolants import (
     independent,
 )
 from inference.likelihood import flow_log_density
-from inference.samplers import ProbabilityDiffusion, ProbabilityFlow
+from inference.reference_problems import Checkerboard
+from inference.samplers import ProbabilityDiffusion, ProbabilityFlow, capped_diffusivity
 from sde.equation import Coefficient
 from sde.noise import NoiseStream, Purpose
 
-__all__ = ["SECTIONS", "SLOW", "board", "log_density_error"]
+__all__ = ["SECTIONS", "SLOW"]
 
-_ITERATIONS, _BATCH, _STEPS, _POINTS, _BLUR = 3000, 512, 50, 20_000, 0.15
+_BOARD = Checkerboard()
+
+_ITERATIONS, _BATCH, _STEPS, _POINTS = 3000, 512, 50, 20_000
 _EPS = (0.0, 0.5, 1.0, 2.5)
 _PATHS: dict[str, Interpolant] = {
     "one-sided": OneSided(),
@@ -62,23 +64,17 @@ _PATHS: dict[str, Interpolant] = {
 }
 
 
-def board(noise: NoiseStream) -> Tensor:
-    """Points of the target, shape ``(n, 2)``."""
-    first, choice, second = noise.uniforms(3, purpose=Purpose.TRAINING).unbind(1)
-    column = (4 * first).floor()
-    row = 2 * (2 * choice).floor() + column % 2
-    return 2 * torch.stack((4 * first - 2, row + second - 2), 1)
-
-
 def checkerboard(smoke: bool) -> Iterator[Figure]:
     """Log-density errors by interpolant and diffusivity, beside flow matching and torchcfm."""
     sizes = _Sizes(30, 1000, 100) if smoke else _Sizes(_ITERATIONS, _POINTS, 1000)
-    yield reported("target's own sample: log-density error", *_error(board(NoiseStream(8, 0, sizes.points))))
+    yield reported(
+        "target's own sample: log-density error", *_error(_BOARD.sample(NoiseStream(8, 0, sizes.points)))
+    )
     for name, path in _PATHS.items():
         kinds = (Kind.VELOCITY, Kind.NOISE)[: path.num_fields]
         fields, seconds = {}, 0.0
         for kind in kinds:
-            pairs = independent(_normals, board)
+            pairs = independent(_normals, _BOARD.sample)
             paired_points = path.num_fields > 1
             loss = Matching(
                 path, kind, pairs, batch=_BATCH // (1 + paired_points), seed=0, antithetic=paired_points
@@ -124,22 +120,18 @@ def _rows(
     """Errors of the flow and of diffusions."""
     noise, times = NoiseStream(9, 0, sizes.points), torch.linspace(0, 1, _STEPS + 1)
     for eps in diffusivities:
-        sampler = ProbabilityDiffusion(_capped(eps, prediction.interpolant)) if eps else ProbabilityFlow()
+        rate = capped_diffusivity(prediction.interpolant, eps, 1 / _STEPS)
+        sampler = ProbabilityDiffusion(rate) if eps else ProbabilityFlow()
         began = time.process_time()
         points = sampler(prediction, _normals(noise), times, noise)
         error, detail = _error(points)
         spent = f"trained in {seconds:.0f} s, sampled in {time.process_time() - began:.0f} s"
         yield reported(f"{name}, eps = {eps:g}: log-density error", error, f"{detail}; {spent}")
-    held = board(NoiseStream(10, 0, sizes.held))
+    held = _BOARD.sample(NoiseStream(10, 0, sizes.held))
     base = lambda x: -0.5 * x.square().sum(-1) - math.log(2 * math.pi)  # noqa: E731
     gaps = -math.log(32) - flow_log_density(prediction, held, base, times).value
     error = gaps.std().item() / math.sqrt(len(gaps))
     yield reported(f"{name}, flow: cross-entropy gap", gaps.mean().item(), f"standard error {error:.3f} nats")
-
-
-def _capped(eps: float, path: Interpolant) -> Callable[[Tensor], Tensor]:
-    """A diffusivity that the steps can follow."""
-    return lambda t: (path.variance(t)[0] * _STEPS).clamp(max=eps)
 
 
 def _normals(noise: NoiseStream) -> Tensor:
@@ -152,7 +144,7 @@ def _others() -> Iterator[tuple[str, Loss | str]]:
 
     def plain(field: Coefficient, iteration: int) -> Tensor:
         noise = NoiseStream(0, iteration * _BATCH, (iteration + 1) * _BATCH)
-        start, end = _normals(noise.fork("base")), board(noise.fork("target"))
+        start, end = _normals(noise.fork("base")), _BOARD.sample(noise.fork("target"))
         t = noise.fork("time").uniforms(1, purpose=Purpose.TRAINING)
         return (field(t, (1 - t) * start + t * end) - (end - start)).square().sum(1).mean()
 
@@ -178,7 +170,7 @@ def _external(matcher) -> Loss:  # noqa: ANN001
 
     def loss(field: Coefficient, iteration: int) -> Tensor:
         noise = NoiseStream(0, iteration * _BATCH, (iteration + 1) * _BATCH)
-        start, end = _normals(noise.fork("base")), board(noise.fork("target"))
+        start, end = _normals(noise.fork("base")), _BOARD.sample(noise.fork("target"))
         with torch.random.fork_rng(devices=[]):  # it draws from the global generators of torch and NumPy
             torch.manual_seed(iteration)
             np.random.seed(iteration)  # noqa: NPY002
@@ -188,35 +180,11 @@ def _external(matcher) -> Loss:  # noqa: ANN001
     return loss
 
 
-def log_density_error(points: Tensor, held: Tensor) -> Tensor:
-    """Absolute differences of the blurred log-densities of target and sample at points, shape ``(n,)``."""
-    edge, cells = 6.0, 800
-    width = 2 * edge / cells
-    counts, _, _ = np.histogram2d(*points.double().numpy().T, bins=cells, range=[(-edge, edge)] * 2)
-    found = gaussian_filter(counts / (len(points) * width**2), _BLUR / width, mode="constant", truncate=6)
-    at = map_coordinates(found, (held.double().numpy().T + edge) / width - 0.5, order=1)
-    lowest = 1 / (len(points) * 2 * math.pi * _BLUR**2)  # of one point
-    return (_blurred(held).log() - torch.from_numpy(at).clamp(min=lowest).log()).abs()
-
-
-def _blurred(x: Tensor) -> Tensor:
-    """The target's density after the kernel: products of differences of normal distribution functions."""
-    edges = torch.linspace(-4, 4, 5, dtype=torch.float64)
-    below = torch.special.ndtr((x.double()[:, :, None] - edges) / _BLUR)
-    column, row = (below[:, :, :-1] - below[:, :, 1:]).unbind(1)
-    black = (torch.arange(4)[:, None] + torch.arange(4)) % 2 == 0
-    return torch.einsum("ni,nj,ij->n", column, row, black.double()) / 32
-
-
 def _error(points: Tensor) -> tuple[float, str]:
     """Mean of the error, and its variance and the share of points outside the board's cells."""
-    errors = log_density_error(points, board(NoiseStream(7, 0, 20_000)))
-    cell = ((points + 4) / 2).floor()
-    inside = ((cell >= 0) & (cell < 4)).all(1) & (cell.sum(1) % 2 == 0)
-    return (
-        errors.mean().item(),
-        f"variance {errors.var().item():.3g}; {1 - inside.float().mean():.3f} outside",
-    )
+    errors = _BOARD.errors(points, _BOARD.sample(NoiseStream(7, 0, 20_000)))
+    outside = 1 - _BOARD.contains(points).float().mean().item()
+    return errors.mean().item(), f"variance {errors.var().item():.3g}; {outside:.3f} outside"
 
 
 SECTIONS: list[Section] = []

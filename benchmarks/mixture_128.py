@@ -14,7 +14,7 @@ References:
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import product
 
 import numpy as np
@@ -26,7 +26,7 @@ from benchmarks.check import Figure, Section, main, reported
 from inference import FitSettings, fit
 from inference.interpolants import Kind, Matching, Prediction, TwoSided, VelocityNetwork, as_field
 from inference.reference_problems import Mixture, MixtureProblem
-from inference.samplers import ProbabilityDiffusion, ProbabilityFlow
+from inference.samplers import ProbabilityDiffusion, ProbabilityFlow, capped_diffusivity
 from sde.equation import Coefficient
 from sde.noise import NoiseStream, Purpose
 
@@ -127,17 +127,12 @@ def _sample(prediction: Prediction, eps: float, count: int, steps: int) -> tuple
     """Points of the flow, or of a diffusion, and the seconds of processor time."""
     noise = NoiseStream(11, 0, count)
     times = torch.linspace(0, 1, steps + 1) ** 1.5  # the modes are chosen early
-    sampler = ProbabilityDiffusion(_capped(eps, times)) if eps else ProbabilityFlow()
+    rate = capped_diffusivity(_PATH, eps, float(times.diff().max()))
+    sampler = ProbabilityDiffusion(rate) if eps else ProbabilityFlow()
     began = time.process_time()
     with torch.no_grad():
         points = sampler(prediction, noise.normals(_DIM), times, noise)
     return points, time.process_time() - began
-
-
-def _capped(eps: float, times: Tensor) -> Callable[[Tensor], Tensor]:
-    """A diffusivity that its steps can follow: no larger than the variance of the path over a step."""
-    step = float(times.diff().max())
-    return lambda t: (_PATH.variance(t)[0] / step).clamp(max=eps)
 
 
 def _row(name: str, eps: float, points: Tensor, seconds: float, measure: "_Divergence") -> Figure:

@@ -5,6 +5,7 @@ from inference.samplers.dpm_solver import DPMSolver, StochasticDPMSolver
 from inference.samplers.flows import (
     ProbabilityDiffusion,
     ProbabilityFlow,
+    capped_diffusivity,
     diffusion_equation,
     flow_equation,
     optimal_diffusivity,
@@ -26,6 +27,7 @@ __all__ = [
     "Sampler",
     "StochasticDPMSolver",
     "StudentNoise",
+    "capped_diffusivity",
     "denoising_flow",
     "diffusion_equation",
     "fit_solver",

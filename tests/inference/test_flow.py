@@ -208,12 +208,12 @@ def sample(inputs: object) -> object:
 
 
 def test_network_reads_waves_of_its_points() -> None:
-    points = torch.tensor([[0.3], [0.3 + math.pi], [0.5]], dtype=torch.float64)
-    t = torch.zeros_like(points)
+    """Blind to the bare coordinate, it cannot tell apart points that differ by the period of its wave."""
     network = VelocityNetwork(1, width=4, depth=1, point_frequencies=(2.0,), seed=0, dtype=torch.float64)
     with torch.no_grad():
-        network.layers[0].weight[:, 0] = 0  # blind to the bare coordinate
-    points, t = torch.tensor([[0.3], [0.3 + math.pi], [0.5]], dtype=torch.float64), torch.zeros(3, 1).double()
+        network.layers[0].weight[:, 0] = 0
+    points = torch.tensor([[0.3], [0.3 + math.pi], [0.5]], dtype=torch.float64)
+    t = torch.zeros_like(points)
     values = network(points, t, points[:, :0])
     torch.testing.assert_close(values[0], values[1])
     assert (values[0] - values[2]).abs().item() > 1e-3
