@@ -31,6 +31,7 @@ from torch import Tensor
 
 from benchmarks.check import Figure, Section, main, reported
 from inference import FitSettings, fit
+from inference.checkerboard import Checkerboard
 from inference.interpolants import (
     Interpolant,
     Kind,
@@ -40,12 +41,10 @@ from inference.interpolants import (
     Prediction,
     SineSquared,
     TwoSided,
-    VelocityNetwork,
-    as_field,
     independent,
 )
+from inference.interpolants.field_network import FieldNetwork
 from inference.likelihood import flow_log_density
-from inference.reference_problems import Checkerboard
 from inference.samplers import ProbabilityDiffusion, ProbabilityFlow, capped_diffusivity
 from sde.equation import Coefficient
 from sde.noise import NoiseStream, Purpose
@@ -102,16 +101,16 @@ Loss = Callable[[Coefficient, int], Tensor]
 
 def _train(loss: Loss, iterations: int) -> tuple[Coefficient, float]:
     """A field with the layers that all have, and the seconds of processor time."""
-    network = VelocityNetwork(2, width=128, depth=3, point_frequencies=(0.5, 1.0, 2.0, 4.0), seed=0)
+    network = FieldNetwork(2, width=128, depth=3, point_frequencies=(0.5, 1.0, 2.0, 4.0), seed=0)
     began = time.process_time()
     trained, _ = fit(
         network,
-        lambda model, iteration: loss(as_field(model), iteration),
+        loss,
         settings=FitSettings(iterations, rate=4e-3),
         identity={},
         progress=False,
     )
-    return as_field(trained), time.process_time() - began
+    return trained, time.process_time() - began
 
 
 def _rows(

@@ -26,9 +26,8 @@ from inference.interpolants import (
     Matching,
     OneSided,
     Prediction,
-    VelocityNetwork,
-    as_field,
 )
+from inference.interpolants.field_network import FieldNetwork
 from inference.reference_problems import Mixture, MixtureProblem
 from inference.samplers import (
     DPMSolver,
@@ -175,13 +174,13 @@ def _rectified(iterations: int) -> Prediction:
         antithetic=False,
     )
     network, _ = fit(
-        VelocityNetwork(2, width=128, depth=3, seed=0),
-        lambda model, iteration: loss(as_field(model), iteration),
+        FieldNetwork(2, width=128, depth=3, seed=0),
+        loss,
         settings=FitSettings(iterations, rate=2e-3),
         identity={},
         progress=False,
     )
-    return Prediction(OneSided(), {Kind.VELOCITY: as_field(network.double())})
+    return Prediction(OneSided(), {Kind.VELOCITY: network.double()})
 
 
 SECTIONS: list[Section] = [five_evaluations]

@@ -30,11 +30,10 @@ from inference.interpolants import (
     Trigonometric,
     TwoSided,
     VariancePreserving,
-    VelocityNetwork,
-    as_field,
     independent,
     kl_bound,
 )
+from inference.interpolants.field_network import FieldNetwork
 from inference.likelihood import (
     diffusion_log_density,
     flow_log_density,
@@ -111,12 +110,11 @@ def fields(smoke: bool) -> Iterator[Figure]:
 def _trained(kind: Kind, floor: float, iterations: int) -> Iterator[Figure]:
     """Excess of a trained network's loss over the floor."""
     loss = Matching(TwoSided(), kind, independent(_G1.base.sample, _G1.target.sample), batch=512, seed=0)
-    network = VelocityNetwork(1, width=48, depth=2, seed=0, dtype=_F64)
-    call = lambda model, k: loss(as_field(model), k)  # noqa: E731
+    network = FieldNetwork(1, width=48, depth=2, seed=0, dtype=_F64)
     settings = FitSettings(iterations=iterations, rate=5e-3, average=0.99)
-    trained, _ = fit(network, call, settings=settings, identity={}, progress=False)
+    trained, _ = fit(network, loss, settings=settings, identity={}, progress=False)
     fresh = NoiseStream(99, 0, 100_000)
-    excess = loss.losses(as_field(trained), fresh) - loss.losses(_G1.field(kind), fresh)
+    excess = loss.losses(trained, fresh) - loss.losses(_G1.field(kind), fresh)
     error = excess.std().item() / math.sqrt(len(excess))
     detail = f"floor {floor}, standard error {error:.1e}"
     yield within(
@@ -294,8 +292,7 @@ def forecasts(smoke: bool) -> Iterator[Figure]:
 
 def overhead(_: bool) -> Iterator[Figure]:
     """Time of a step against a loop that calls the same network, in single precision."""
-    network = VelocityNetwork(2, width=256, depth=4, seed=0)
-    field = as_field(network)
+    field = FieldNetwork(2, width=256, depth=4, seed=0)
     x, times = torch.zeros(4000, 2), torch.linspace(0, 1, 11)
     sampler, noise = ProbabilityFlow(EulerMaruyama()), NoiseStream(0, 0, len(x))
 

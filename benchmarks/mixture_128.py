@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from benchmarks.check import Figure, Section, main, reported
 from inference import FitSettings, fit
-from inference.interpolants import Kind, Matching, Prediction, TwoSided, VelocityNetwork, as_field
+from inference.interpolants import Kind, Matching, Prediction, TwoSided
+from inference.interpolants.field_network import FieldNetwork
 from inference.reference_problems import Mixture, MixtureProblem
 from inference.samplers import ProbabilityDiffusion, ProbabilityFlow, capped_diffusivity
 from sde.equation import Coefficient
@@ -83,13 +84,13 @@ class _Scaled(nn.Module):
 
     def __init__(self, kind: Kind) -> None:
         super().__init__()
-        self.network = VelocityNetwork(_DIM, width=256, depth=3, seed=0)
+        self.network = FieldNetwork(_DIM, width=256, depth=3, seed=0)
         self.unit = _SPREAD if kind in (Kind.VELOCITY, Kind.TRANSPORT) else 1.0
 
-    def forward(self, points: Tensor, t: Tensor, conditions: Tensor) -> Tensor:
-        """As :class:`VelocityNetwork`."""
+    def forward(self, t: Tensor, points: Tensor) -> Tensor:
+        """As :class:`FieldNetwork`."""
         size = (1 - t + (_SPREAD * t) ** 2 + t).sqrt()
-        return self.unit * self.network(points / size, t, conditions)
+        return self.unit * self.network(t, points / size)
 
 
 def _train(kind: Kind, target: Mixture, iterations: int) -> tuple[Coefficient, float]:
@@ -105,12 +106,12 @@ def _train(kind: Kind, target: Mixture, iterations: int) -> tuple[Coefficient, f
     began = time.process_time()
     network, _ = fit(
         _Scaled(kind),
-        lambda model, iteration: loss(as_field(model), iteration),
+        loss,
         settings=FitSettings(iterations, rate=2e-3),
         identity={},
         progress=False,
     )
-    return as_field(network), time.process_time() - began
+    return network, time.process_time() - began
 
 
 def _excess(kind: Kind, field: Coefficient, target: Mixture, seconds: float) -> tuple[float, str]:

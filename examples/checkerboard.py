@@ -26,17 +26,16 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from inference.checkerboard import Checkerboard
 from inference.interpolants import (
     Kind,
     Matching,
     Prediction,
     TwoSided,
-    VelocityNetwork,
-    as_field,
     independent,
 )
+from inference.interpolants.field_network import FieldNetwork
 from inference.likelihood import flow_log_density
-from inference.reference_problems import Checkerboard
 from inference.samplers import ProbabilityDiffusion, ProbabilityFlow, capped_diffusivity
 from inference.training import FitSettings, fit
 from sde import NoiseStream, Purpose
@@ -56,14 +55,14 @@ def learn(kind: Kind, iterations: int, seed: int, folder: Path) -> Coefficient:
     """A field of the interpolant, from antithetic pairs."""
     loss = Matching(PATH, kind, independent(normals, BOARD.sample), batch=256, seed=seed)
     network, _ = fit(
-        VelocityNetwork(2, width=128, depth=3, point_frequencies=(0.5, 1.0, 2.0, 4.0), seed=seed),
-        lambda model, iteration: loss(as_field(model), iteration),
+        FieldNetwork(2, width=128, depth=3, point_frequencies=(0.5, 1.0, 2.0, 4.0), seed=seed),
+        loss,
         settings=FitSettings(iterations, rate=4e-3),
         identity={"seed": seed, "kind": kind.value},
         checkpoint=folder / f"{kind.value}.pt",
         label=kind.value,
     )
-    return as_field(network)
+    return network
 
 
 # %% [markdown]

@@ -23,11 +23,12 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from inference.interpolants import Kind, OneSided, Prediction, VelocityNetwork, as_field, matching_loss
+from inference.interpolants import Kind, OneSided, Prediction, VelocityNetwork, matching_loss
 from inference.samplers import ProbabilityFlow, guided
 from inference.training import FitSettings, fit
 from sde import NoiseStream, Purpose
 from sde.checkpoint import digest
+from sde.equation import Coefficient
 
 PATH, TIMES = OneSided(), torch.linspace(0, 1, 41)
 BATCH, HIDDEN = 256, 1 / 8  # images of an iteration; share of them whose class is hidden
@@ -64,6 +65,11 @@ def load(seed: int) -> tuple[Digits, Digits]:
 
 
 # %%
+def given(network: nn.Module, known: Tensor) -> Coefficient:
+    """The velocity given classes: rows for each image, or one for all."""
+    return lambda t, x: network(x, t.expand(len(x), 1), known.expand(len(x), -1))
+
+
 def learn(data: Digits, iterations: int, seed: int, checkpoint: Path) -> nn.Module:
     """The velocity of images, given classes or not."""
 
@@ -74,7 +80,7 @@ def learn(data: Digits, iterations: int, seed: int, checkpoint: Path) -> nn.Modu
         base = noise.fork("base").normals(64, purpose=Purpose.TRAINING)
         known = torch.where(hide[:, None] < HIDDEN, 0.0, CLASSES[chosen.labels])
         ends = {"base": base, "target": chosen.images, "latent": base}
-        field = as_field(model, known)
+        field = given(model, known)
         return matching_loss(field, Kind.VELOCITY, PATH, t[:, None], **ends, antithetic=False).mean()
 
     network, _ = fit(
@@ -90,11 +96,11 @@ def learn(data: Digits, iterations: int, seed: int, checkpoint: Path) -> nn.Modu
 
 def generate(network: nn.Module, labels: Tensor, weight: float, noise: NoiseStream) -> Tensor:
     """Images of the classes, one for each sample of the stream."""
-    given, hidden = (
-        Prediction(PATH, {Kind.VELOCITY: as_field(network, known)})
+    asked, hidden = (
+        Prediction(PATH, {Kind.VELOCITY: given(network, known)})
         for known in (CLASSES[labels], torch.zeros(1, 10))
     )
-    images = ProbabilityFlow()(guided(given, hidden, weight), noise.normals(64), TIMES, noise)
+    images = ProbabilityFlow()(guided(asked, hidden, weight), noise.normals(64), TIMES, noise)
     return images.clamp(-1, 1)
 
 

@@ -27,7 +27,8 @@ from matplotlib.figure import Figure
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from inference.interpolants import Kind, Matching, OneSided, Prediction, VelocityNetwork, as_field
+from inference.interpolants import Kind, Matching, OneSided, Prediction
+from inference.interpolants.field_network import FieldNetwork
 from inference.reference_problems import Mixture, MixtureProblem
 from inference.samplers import ProbabilityFlow, flow_equation, reflow, straightness
 from inference.training import FitSettings, fit
@@ -65,14 +66,14 @@ def rectify(first: Prediction, iterations: int, seed: int, checkpoint: Path) -> 
         OneSided(), Kind.VELOCITY, reflow(first, start, TIMES), batch=512, seed=seed, antithetic=False
     )
     network, _ = fit(
-        VelocityNetwork(2, width=128, depth=3, seed=seed),
-        lambda model, iteration: loss(as_field(model), iteration),
+        FieldNetwork(2, width=128, depth=3, seed=seed),
+        loss,
         settings=FitSettings(iterations, rate=2e-3),
         identity={"seed": seed, "pairs": PAIRS},
         checkpoint=checkpoint,
         label="reflow",
     )
-    return Prediction(OneSided(), {Kind.VELOCITY: as_field(network)})
+    return Prediction(OneSided(), {Kind.VELOCITY: network})
 
 
 def one_step(prediction: Prediction, start: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-r"""Laws to test samplers on, known exactly: densities, and where they can be, the fields of interpolants.
+r"""Laws whose interpolants are known exactly: velocity, score, densities, flow maps and divergences.
 
 A mixture of Gaussians stays one along every interpolant of independent ends: the pair of components
 ``(i, j)`` has mean and covariance
@@ -14,12 +14,11 @@ References:
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
-import numpy as np
 import torch
-from scipy.ndimage import gaussian_filter, map_coordinates
 from torch import Tensor
 
 from inference.interpolants.interpolant import Interpolant, Kind, OneSided, TwoSided
@@ -28,7 +27,7 @@ from sde.equation import Coefficient
 from sde.noise import NoiseStream, Purpose
 from sde.shapes import check_shapes
 
-__all__ = ["Checkerboard", "Mixture", "MixtureProblem", "gaussian_kl"]
+__all__ = ["Mixture", "MixtureProblem", "gaussian_flow_map", "gaussian_kl"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,6 +92,45 @@ class Mixture:
         constant = 0.5 * x.shape[1] * math.log(2 * math.pi)
         parts = self.weights.log() - log_det - constant - 0.5 * white[..., 0].square().sum(-1)
         return parts.logsumexp(-1)
+
+    def observed(self, matrix: Tensor, value: Tensor, covariance: Tensor) -> Self:
+        """The law given ``matrix @ x + normal noise = value``: again a mixture.
+
+        Args:
+            matrix: Shape ``(q, d)``.
+            value: Shape ``(q,)``.
+            covariance: Of the noise, positive definite, shape ``(q, q)``.
+
+        Returns:
+            The posterior.
+
+        Raises:
+            ValueError: If shapes disagree.
+
+        Example:
+            >>> one = torch.ones(1, 1, dtype=torch.float64)
+            >>> law = Mixture.standard(1).observed(one, 3 * one[0], 0.5 * one)
+            >>> law.means, law.covariances
+            (tensor([[2.]], dtype=torch.float64), tensor([[[0.3333]]], dtype=torch.float64))
+        """
+        check_shapes(
+            matrix=(matrix, "q d"),
+            value=(value, "q"),
+            covariance=(covariance, "q q"),
+            means=(self.means, "k d"),
+        )
+        spread = matrix @ self.covariances @ matrix.T + covariance
+        seen = type(self)(self.weights, self.means @ matrix.T, spread)
+        gains = torch.linalg.solve(spread, matrix @ self.covariances).mT
+        means = self.means + (gains @ (value - seen.means)[..., None])[..., 0]
+        parts = [
+            type(self)(seen.weights[:1] * 0 + 1, m[None], c[None])
+            for m, c in zip(seen.means, spread, strict=True)
+        ]
+        evidence = torch.stack([part.log_density(value[None])[0] for part in parts])
+        weights = (self.weights.log() + evidence).softmax(0)
+        left = self.covariances - gains @ matrix @ self.covariances
+        return type(self)(weights, means, 0.5 * (left + left.mT))
 
     def sample(self, noise: NoiseStream, *, purpose: Purpose = Purpose.USER) -> Tensor:
         """One point for each sample of a stream, shape ``(n, d)``."""
@@ -246,92 +284,40 @@ class MixtureProblem:
         return log_weights.softmax(-1), pulled, pairs
 
 
-@dataclass(frozen=True, slots=True)
-class Checkerboard:
-    r"""The uniform law on the eight dark cells of a board of four by four, in the plane.
+def gaussian_flow_map(problem: MixtureProblem) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    r"""The flow map of an interpolant between two Gaussians in one dimension.
 
-    Its density is known, and so is that of its points with normal noise of a deviation h, which is positive
-    everywhere: with the same noise a sample of a model can be compared with it without the bias of a kernel
-    estimate.
+    .. math:: X_{s,t}(x) = m_t + \sqrt{C_t / C_s}\,(x - m_s)
 
-    Attributes:
-        side: Of a cell, positive; the board is centred.
+    Args:
+        problem: Between single Gaussians of dimension 1.
+
+    Returns:
+        A function of times s and t, each 0-d or ``(n, 1)``, and points ``(n, 1)`` at s.
 
     Raises:
-        ValueError: If the side is not positive.
+        ValueError: If a law is a mixture of several or of more dimensions.
 
     Example:
-        >>> board = Checkerboard()
-        >>> round(board.log_density(torch.tensor([[-3.0, -3.0]])).exp().item() * 32, 6)
-        1.0
-        >>> bool(board.contains(torch.tensor([[-3.0, -1.0]])))
-        False
-
-    References:
-        Albergo, Boffi & Vanden-Eijnden (2023), Stochastic interpolants, section 7.1. arXiv:2303.08797
+        >>> one = torch.ones(1, dtype=torch.float64)
+        >>> ends = Mixture.gaussian(-one, one[None] / 2), Mixture.gaussian(2 * one, 2 * one[None])
+        >>> jump = gaussian_flow_map(MixtureProblem(TwoSided(), *ends))
+        >>> jump(torch.tensor(0.2), torch.tensor(0.9), 0.7 * one[None])
+        tensor([[3.6250]], dtype=torch.float64)
     """
+    if max(len(problem.base.weights), len(problem.target.weights), problem.target.means.shape[1]) > 1:
+        raise ValueError(
+            "`problem` must be between Gaussians in one dimension; got mixtures or more dimensions."
+        )
 
-    side: float = 2.0
+    def jump(s: Tensor, t: Tensor, x: Tensor) -> Tensor:
+        (first, start), (second, end) = (
+            (pairs.means[:, 0], pairs.covariances[:, 0, 0])
+            for pairs in (problem._pairs(s), problem._pairs(t))
+        )
+        return second + (end / start).sqrt() * (x - first)
 
-    def __post_init__(self) -> None:
-        if not 0 < self.side < math.inf:
-            raise ValueError(f"`side` must be positive; got {self.side}.")
-
-    def contains(self, x: Tensor) -> Tensor:
-        """Whether points ``(n, 2)`` lie in a dark cell, shape ``(n,)``."""
-        cell = (x / self.side + 2).floor()
-        return ((cell >= 0) & (cell < 4)).all(1) & (cell.sum(1) % 2 == 0)
-
-    def log_density(self, x: Tensor, *, blur: float = 0.0) -> Tensor:
-        """Logarithm of the density at points ``(n, 2)``, with noise of deviation ``blur``, shape ``(n,)``."""
-        area = 8 * self.side**2
-        if blur == 0:
-            outside = torch.full_like(x[:, 0], -math.inf)
-            return torch.where(self.contains(x), -math.log(area), outside)
-        edges = self.side * torch.arange(-2, 3, dtype=x.dtype, device=x.device)
-        below = torch.special.ndtr((x[:, :, None] - edges) / blur)
-        column, row = (below[:, :, :-1] - below[:, :, 1:]).unbind(1)
-        cells = torch.arange(4, device=x.device)
-        dark = ((cells[:, None] + cells) % 2 == 0).to(x)
-        return torch.einsum("ni,nj,ij->n", column, row, dark).log() - math.log(area)
-
-    def sample(self, noise: NoiseStream, *, purpose: Purpose = Purpose.USER) -> Tensor:
-        """One point for each sample of a stream, shape ``(n, 2)``, in single precision."""
-        first, choice, second = noise.uniforms(3, purpose=purpose).unbind(1)
-        column = (4 * first).floor()
-        row = 2 * (2 * choice).floor() + column % 2
-        return self.side * torch.stack((4 * first - 2, row + second - 2), 1)
-
-    def errors(self, points: Tensor, held: Tensor, *, blur: float = 0.15) -> Tensor:
-        r"""How far the law of a sample is from this one: differences of blurred log-densities.
-
-        .. math:: |\log \rho^h(x) - \log \hat\rho^h(x)|, \qquad
-                  \hat\rho^h = \frac1n \sum_i N(\cdot\,; x_i, h^2)
-
-        with a density of at least that of one point at its centre, so that the result is finite.
-
-        Args:
-            points: The sample, shape ``(n, 2)``.
-            held: Where the densities are compared, shape ``(m, 2)``, such as a sample of this law.
-            blur: ``h``, positive; a tenth of the side of a cell or less keeps the cells apart.
-
-        Returns:
-            The differences, float64, shape ``(m,)``.
-
-        Example:
-            >>> board = Checkerboard()
-            >>> sample, other = (board.sample(NoiseStream(seed, 0, 5000)) for seed in (0, 1))
-            >>> board.errors(sample, other).mean() < 0.3 < board.errors(sample + 2, other).mean()
-            tensor(True)
-        """
-        held, edge = held.double().cpu(), 3 * self.side
-        bins = math.ceil(2 * edge / (blur / 10))  # ten to a deviation
-        width = 2 * edge / bins
-        counts, _, _ = np.histogram2d(*points.double().cpu().numpy().T, bins=bins, range=[(-edge, edge)] * 2)
-        found = gaussian_filter(counts, blur / width, mode="constant", truncate=6) / (len(points) * width**2)
-        at = torch.from_numpy(map_coordinates(found, (held.numpy().T + edge) / width - 0.5, order=1))
-        lowest = 1 / (2 * math.pi * blur**2 * len(points))
-        return (self.log_density(held, blur=blur) - at.clamp(min=lowest).log()).abs()
+    return jump
 
 
 def gaussian_kl(first: Mixture, second: Mixture) -> Tensor:

@@ -16,7 +16,7 @@ from inference.interpolants.couplings import (
     independent,
     paired,
 )
-from inference.interpolants.flow import FlowSampler, FlowSettings, VelocityNetwork, as_field, train_flow
+from inference.interpolants.flow import FlowSampler, FlowSettings, VelocityNetwork, train_flow
 from inference.interpolants.interpolant import Interpolant, Kind, Mirror, OneSided, TwoSided
 from inference.interpolants.losses import kl_bound, matching_loss
 from inference.interpolants.matching import Matching
@@ -60,7 +60,6 @@ __all__ = [
     "TwoSided",
     "VariancePreserving",
     "VelocityNetwork",
-    "as_field",
     "coupled",
     "independent",
     "kl_bound",

@@ -17,17 +17,17 @@ from torch import Tensor, nn
 
 from inference.interpolants.interpolant import Kind, OneSided
 from inference.interpolants.losses import matching_loss
+from inference.processes import OneProcess, Processes
 from inference.training import FitSettings, fit
+from inference.training_log import History
 from sde.checkpoint import digest
-from sde.equation import Coefficient
 from sde.networks import evaluate_in_blocks, perceptron
 from sde.noise import NoiseStream, Purpose
 from sde.samples import check_conditions, check_samples, deviations
 
-__all__ = ["FlowSampler", "FlowSettings", "VelocityNetwork", "as_field", "train_flow"]
+__all__ = ["FlowSampler", "FlowSettings", "VelocityNetwork", "train_flow"]
 
-History = dict[str, list[float]]
-
+_ALONE = OneProcess()
 _AHEAD = 16  # iterations whose noise is drawn in one call; it changes the speed, not the numbers
 
 
@@ -117,29 +117,6 @@ class VelocityNetwork(nn.Module):
             waves = (points[:, :, None] * self.point_frequencies).flatten(1)
             features += [waves.cos(), waves.sin()]
         return self.layers(torch.cat(features, 1))
-
-
-def as_field(network: nn.Module, conditions: Tensor | None = None) -> Coefficient:
-    """A network of points, times and conditions as a field of time and points.
-
-    Args:
-        network: Such as :class:`VelocityNetwork`.
-        conditions: One row for each point, shape ``(n, c)``, or one for all, ``(1, c)``; ``None`` is none.
-
-    Returns:
-        A function of time, 0-d or ``(n, 1)``, and points ``(n, d)``: for a loss, a prediction or a sampler.
-
-    Example:
-        >>> field = as_field(VelocityNetwork(2, seed=0))
-        >>> field(torch.tensor(0.5), torch.zeros(5, 2)).shape
-        torch.Size([5, 2])
-    """
-
-    def field(t: Tensor, x: Tensor) -> Tensor:
-        known = x[:, :0] if conditions is None else conditions.expand(len(x), -1)
-        return network(x, t.expand(len(x), 1), known)
-
-    return field
 
 
 class FlowSampler(nn.Module):
@@ -236,6 +213,7 @@ def train_flow(
     settings: FlowSettings | None = None,
     interpolant: OneSided | None = None,
     checkpoint: str | Path | None = None,
+    processes: Processes = _ALONE,
     progress: bool = True,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
@@ -254,6 +232,7 @@ def train_flow(
         interpolant: Paths from base to data; ``None`` is the straight line.
         checkpoint: File that holds the state of the training; where it exists and is of this training,
             training goes on from it, and a finished one returns at once.
+        processes: Those that share the batches, as for :func:`inference.training.fit`; ``device`` is theirs.
         progress: Show a bar.
         dtype: Dtype of the network.
         device: Where to train.
@@ -285,9 +264,10 @@ def train_flow(
     target = (matrix.to(units[0]) - units[0]) / units[1]
     given = (known.to(units[0]) - units[2]) / units[3]
     draw = _Draws(seed, settings.batch, target.shape, dtype, torch.device(device))
+    share = processes.share.of(settings.batch)
 
     def loss(velocity: nn.Module, iteration: int) -> Tensor:
-        rows, base, t = draw(iteration)
+        rows, base, t = (part[share] for part in draw(iteration))
         return matching_loss(
             lambda t, points: velocity(points, t, given[rows]),
             Kind.VELOCITY,
@@ -317,6 +297,7 @@ def train_flow(
         settings=settings.fit,
         identity=identity,
         checkpoint=checkpoint,
+        processes=processes,
         progress=progress,
         label="flow matching",
     )

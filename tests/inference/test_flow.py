@@ -23,7 +23,6 @@ from inference.interpolants import (
     OneSided,
     Trigonometric,
     VelocityNetwork,
-    as_field,
     train_flow,
 )
 from sde import NoiseStream
@@ -217,14 +216,6 @@ def test_network_reads_waves_of_its_points() -> None:
     values = network(points, t, points[:, :0])
     torch.testing.assert_close(values[0], values[1])
     assert (values[0] - values[2]).abs().item() > 1e-3
-
-
-def test_field_of_a_network_gives_every_point_its_time_and_conditions() -> None:
-    network = VelocityNetwork(2, 3, width=8, depth=1, seed=0)
-    points, known = NoiseStream(0, 0, 5).normals(2), NoiseStream(1, 0, 1).normals(3)
-    expected = network(points, torch.full((5, 1), 0.3), known.expand(5, 3))
-    for t in (torch.tensor(0.3), torch.full((5, 1), 0.3)):
-        assert torch.equal(as_field(network, known)(t, points), expected)
 
 
 BAD: list[tuple[Callable[[], object], type[Exception], str]] = [
