@@ -7,6 +7,7 @@ from inference.samplers.flow_map import FlowMapLoss, FlowMapNetwork, FlowMapSamp
 from inference.samplers.flows import (
     ProbabilityDiffusion,
     ProbabilityFlow,
+    capped_diffusivity,
     diffusion_equation,
     flow_equation,
     leaving_diffusivity,
@@ -40,6 +41,7 @@ __all__ = [
     "Sampler",
     "StochasticDPMSolver",
     "StudentNoise",
+    "capped_diffusivity",
     "classified",
     "denoising_flow",
     "diffusion_equation",
