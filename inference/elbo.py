@@ -50,8 +50,8 @@ def bound(
         initial_log_ratio: Log of prior over posterior of the initial state of each path, shape ``(n,)``.
         paths_per_series: Paths ``K`` of each series; ``None``: all belong to one.
         low_variance: Keep the martingale in the mean: its mean is zero, and near the true posterior it
-            cancels the spread of the rest. ``False`` leaves it out. The spread of *gradients* vanishes there, too,
-            where the paths were solved with ``frozen``.
+            cancels the spread of the rest. ``False`` leaves it out. The spread of *gradients* vanishes there,
+            too, where the paths were solved with ``frozen``.
 
     Returns:
         Bounds for ``B = n / K`` series, differentiable.
@@ -78,8 +78,8 @@ def bound(
     if unreached := int(measure.unreached.sum()):
         raise ValueError(
             f"`measure` must be of a posterior whose drift differs from the prior's only where noise "
-            f"reaches; it does elsewhere on {unreached} of {n} paths, which have an infinite divergence. Give the "
-            "posterior by its control: solve_controlled."
+            f"reaches; it does elsewhere on {unreached} of {n} paths, whose divergence is infinite. Give "
+            "the posterior by its control: solve_controlled."
         )
     each = n if paths_per_series is None else paths_per_series
     if each < 1 or n % each:
