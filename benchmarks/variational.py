@@ -6,7 +6,14 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from benchmarks import fractional_matching, pyro_calibration
+from benchmarks import (
+    fractional_matching,
+    latent_training,
+    latent_video,
+    learned_hurst,
+    lorenz,
+    pyro_calibration,
+)
 from benchmarks.check import Figure, Section, at_least, at_most, main, reported, within
 from inference.elbo import bound
 from inference.fractional import (
@@ -263,9 +270,21 @@ SECTIONS: list[Section] = [
     matched_marginals,
     bridges,
     *fractional_matching.SECTIONS,
+    *latent_training.SECTIONS,
+    *latent_video.SECTIONS,
+    *learned_hurst.SECTIONS,
+    *lorenz.SECTIONS,
+    *pyro_calibration.SECTIONS,
 ]
 
-SLOW: list[Section] = [*fractional_matching.SLOW, *pyro_calibration.SLOW]  # run by --slow
+SLOW: list[Section] = [  # run by --slow
+    *fractional_matching.SLOW,
+    *latent_training.SLOW,
+    *latent_video.SLOW,
+    *learned_hurst.SLOW,
+    *lorenz.SLOW,
+    *pyro_calibration.SLOW,
+]
 
 if __name__ == "__main__":
     raise SystemExit(main("variational", SECTIONS, SLOW))

@@ -3,20 +3,43 @@
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from inference.latent_sde import LatentSDE
+from inference.processes import OneProcess, Processes
 from inference.series import Series
 from inference.training import FitSettings, fit
 from sde.checkpoint import digest
 from sde.noise import NoiseStream, Purpose
 
-__all__ = ["LatentTraining", "train_latent"]
+__all__ = ["EvidenceBound", "Evidential", "LatentTraining", "train_latent"]
 
+_ALONE = OneProcess()
 _VALIDATION_PATHS = 8  # enough that the noise of the validation is small beside the spread of the series
+
+
+class EvidenceBound(Protocol):
+    """Lower bounds of the log evidence, whatever comes with them."""
+
+    @property
+    def elbo(self) -> Tensor:
+        """Shape ``(B,)``, differentiable."""
+        ...
+
+
+class Evidential(Protocol):
+    """A module that bounds the evidence of series."""
+
+    def elbo(
+        self, series: Series, noise: NoiseStream, *, paths: int, kl_weight: float = 1.0
+    ) -> EvidenceBound:
+        """Bounds of ``B`` series from ``B * paths`` samples."""
+        ...
+
+
+Trained = TypeVar("Trained", bound=nn.Module)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +76,7 @@ class LatentTraining:
 
 
 def train_latent(
-    model: LatentSDE,
+    model: Trained,
     series: Series,
     *,
     seed: int,
@@ -61,12 +84,16 @@ def train_latent(
     validation: Series | None = None,
     checkpoint: str | Path | None = None,
     log: str | Path | None = None,
+    tensorboard: str | Path | None = None,
+    processes: Processes = _ALONE,
     progress: bool = True,
-) -> tuple[LatentSDE, dict[str, list[float]]]:
+) -> tuple[Trained, dict[str, list[float]]]:
     """Maximise the evidence bound of series over model and posterior.
 
     Args:
-        model: What is trained, in place; its initial weights are its own.
+        model: What is trained, in place: an :class:`inference.latent_sde.LatentSDE`, an
+            :class:`inference.latent_matching.LatentMatching`, or another :class:`Evidential` module. Its
+            initial weights are its own.
         series: Training data.
         seed: Seed of batches and paths.
         settings: Batches, annealing and optimisation.
@@ -75,6 +102,9 @@ def train_latent(
         checkpoint: File that holds the state of the training; where it exists and is of this training,
             training goes on from it to the same numbers, and a finished one returns at once.
         log: CSV file of the history.
+        tensorboard: Folder to which TensorBoard's events go.
+        processes: Those that share the batches, as for :func:`inference.training.fit`; the samples of a
+            batch are the same for any number of them. Model and series belong on their device.
         progress: Show a bar.
 
     Returns:
@@ -82,7 +112,8 @@ def train_latent(
         series), ``seconds`` and, with ``validation``, that of the bound.
 
     Raises:
-        ValueError: If a batch is larger than the data, or the checkpoint is unreadable or another training's.
+        ValueError: If a batch is larger than the data or no multiple of the processes, or the checkpoint is
+            unreadable or another training's.
         RuntimeError: If the loss stops being finite.
 
     Example:
@@ -100,12 +131,13 @@ def train_latent(
     batches = _batches(seed, len(series), settings.batch)
     root = NoiseStream(seed, 0, 1)
     each = settings.batch * settings.paths
+    rows = processes.share.of(settings.batch)
 
     def loss(current: nn.Module, iteration: int) -> Tensor:
         noise = NoiseStream(root.fork("paths").seed, iteration * each, (iteration + 1) * each)
-        bounds = cast(LatentSDE, current).elbo(
-            series.select(batches(iteration)),
-            noise,
+        bounds = cast(Evidential, current).elbo(
+            series.select(batches(iteration)[rows]),
+            noise[rows.start * settings.paths : rows.stop * settings.paths],
             paths=settings.paths,
             kl_weight=settings.kl_weight(iteration),
         )
@@ -114,7 +146,7 @@ def train_latent(
     def validate(current: nn.Module) -> Tensor:
         held = cast(Series, validation)
         noise = NoiseStream(root.fork("validation").seed, 0, len(held) * _VALIDATION_PATHS)
-        return -cast(LatentSDE, current).elbo(held, noise, paths=_VALIDATION_PATHS).elbo.mean()
+        return -cast(Evidential, current).elbo(held, noise, paths=_VALIDATION_PATHS).elbo.mean()
 
     identity = {name: value for name, value in asdict(settings).items() if name != "fit"}
     identity |= {
@@ -131,10 +163,12 @@ def train_latent(
         validate=None if validation is None else validate,
         checkpoint=checkpoint,
         log=log,
+        tensorboard=tensorboard,
+        processes=processes,
         progress=progress,
         label="latent equation",
     )
-    return cast(LatentSDE, average), history
+    return cast(Trained, average), history
 
 
 def _batches(seed: int, count: int, batch: int) -> Callable[[int], Tensor]:

@@ -9,6 +9,7 @@ from examples import (
     executors_and_resume,
     fractional_bridge,
     latent_lorenz,
+    reflow,
     sde_monte_carlo,
     sobol_function,
 )
@@ -90,3 +91,46 @@ def test_double_well_drift_is_found_where_the_particle_was(tmp_path):
     assert numbers["widening"] > 3
     assert numbers["sigma"] == pytest.approx(double_well.SIGMA, abs=4.9 * numbers["sigma_deviation"])
     assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+def test_reflow_straightens_at_once(tmp_path):
+    numbers = reflow.main(tmp_path, iterations=200, points=300)
+    # Independent pairs: one step of Euler's method sends every point to the mean of the target.
+    assert numbers["one_step_before"] == pytest.approx(numbers["mean_only"], rel=0.1)
+    assert numbers["straightness"] < 0.1 * numbers["straightness_before"]
+    assert numbers["one_step"] < 0.5 * numbers["one_step_before"]
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_reflow_makes_one_step_as_good_as_a_fine_solve(tmp_path):
+    numbers = reflow.main(tmp_path)
+    assert numbers["straightness"] < 0.01 * numbers["straightness_before"]
+    assert numbers["one_step"] < numbers["floor"] + 0.05
+    assert numbers["map_change"] < 0.1
+
+
+def _video(folder, **sizes):
+    pytest.importorskip("sklearn", reason="needs the extra data")
+    from examples import latent_video
+
+    numbers = latent_video.main(folder, **sizes)
+    assert (folder / "figure.png").stat().st_size > 10_000
+    for noise in ("Brownian", "fractional"):
+        assert (folder / f"{noise}-0" / "log.csv").read_text().startswith("iteration,loss,seconds")
+    return numbers
+
+
+def test_latent_video_learns_at_once(tmp_path):
+    numbers = _video(tmp_path, iterations=25, seeds=1, train_videos=32, test_videos=4, batch=4)
+    for noise in ("brownian", "fractional"):  # bounds are negative
+        assert numbers[f"{noise}_bound"] > 0.9 * numbers["bound_before"]
+
+
+@pytest.mark.slow
+def test_latent_video_follows_the_digits(tmp_path):
+    numbers = _video(tmp_path, seeds=1)
+    for noise in ("brownian", "fractional"):
+        assert numbers[f"{noise}_bound"] > 0 > numbers["bound_before"]
+        assert numbers[f"{noise}_reconstruction"] > numbers["mean_frame_reconstruction"] + 1
+    assert numbers["fractional_hurst"] > 0.5

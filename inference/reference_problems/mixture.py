@@ -1,4 +1,4 @@
-r"""Laws whose interpolants are known exactly: velocity, score, densities, flow maps and divergences.
+r"""Mixtures of Gaussians, whose interpolants are known exactly.
 
 A mixture of Gaussians stays one along every interpolant of independent ends: the pair of components
 ``(i, j)`` has mean and covariance
@@ -14,9 +14,11 @@ References:
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,7 +28,9 @@ from sde.equation import Coefficient
 from sde.noise import NoiseStream, Purpose
 from sde.shapes import check_shapes
 
-__all__ = ["Mixture", "MixtureProblem", "gaussian_kl"]
+__all__ = ["Mixture", "MixtureProblem", "gaussian_flow_map", "gaussian_kl"]
+
+_NODES, _HALVINGS = 12, 30
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,6 +96,45 @@ class Mixture:
         parts = self.weights.log() - log_det - constant - 0.5 * white[..., 0].square().sum(-1)
         return parts.logsumexp(-1)
 
+    def observed(self, matrix: Tensor, value: Tensor, covariance: Tensor) -> Self:
+        """The law given ``matrix @ x + normal noise = value``: again a mixture.
+
+        Args:
+            matrix: Shape ``(q, d)``.
+            value: Shape ``(q,)``.
+            covariance: Of the noise, positive definite, shape ``(q, q)``.
+
+        Returns:
+            The posterior.
+
+        Raises:
+            ValueError: If shapes disagree.
+
+        Example:
+            >>> one = torch.ones(1, 1, dtype=torch.float64)
+            >>> law = Mixture.standard(1).observed(one, 3 * one[0], 0.5 * one)
+            >>> law.means, law.covariances
+            (tensor([[2.]], dtype=torch.float64), tensor([[[0.3333]]], dtype=torch.float64))
+        """
+        check_shapes(
+            matrix=(matrix, "q d"),
+            value=(value, "q"),
+            covariance=(covariance, "q q"),
+            means=(self.means, "k d"),
+        )
+        spread = matrix @ self.covariances @ matrix.T + covariance
+        seen = type(self)(self.weights, self.means @ matrix.T, spread)
+        gains = torch.linalg.solve(spread, matrix @ self.covariances).mT
+        means = self.means + (gains @ (value - seen.means)[..., None])[..., 0]
+        parts = [
+            type(self)(seen.weights[:1] * 0 + 1, m[None], c[None])
+            for m, c in zip(seen.means, spread, strict=True)
+        ]
+        evidence = torch.stack([part.log_density(value[None])[0] for part in parts])
+        weights = (self.weights.log() + evidence).softmax(0)
+        left = self.covariances - gains @ matrix @ self.covariances
+        return type(self)(weights, means, 0.5 * (left + left.mT))
+
     def sample(self, noise: NoiseStream, *, purpose: Purpose = Purpose.USER) -> Tensor:
         """One point for each sample of a stream, shape ``(n, d)``."""
         uniform = noise.fork("component").uniforms(1, purpose=purpose, dtype=torch.float64)[:, 0]
@@ -151,6 +194,7 @@ class MixtureProblem:
             Kind.TARGET: self._target,
             Kind.BASE: self._base,
             Kind.TRANSPORT: self._transport,
+            Kind.DRIFT: self._drift,
             Kind.ROTATION: self._rotation,
         }[kind]
 
@@ -158,6 +202,39 @@ class MixtureProblem:
         """Exact networks of the given kinds; the velocity and, for two-sided paths, the score by default."""
         chosen = kinds or (Kind.VELOCITY, Kind.SCORE)[: self.interpolant.num_fields]
         return Prediction(self.interpolant, {kind: self.field(kind) for kind in chosen})
+
+    def loss_floor(self, kind: Kind) -> float:
+        r"""The least value of the loss of a kind, between Gaussians.
+
+        .. math:: -\tfrac12 \int_0^1 E |f(t, x_t)|^2\, \mathrm dt
+                  = -\tfrac12 \int_0^1 |f(t, m_t)|^2 + \mathrm{tr}(J_t C_t J_t^\top)\, \mathrm dt
+
+        with the slope J of the field, by quadrature that halves its step towards the ends.
+
+        Raises:
+            ValueError: If base or target is a mixture of several.
+
+        Example:
+            >>> base = Mixture.standard(1)
+            >>> shifted = Mixture.gaussian(base.means[0] + 3, base.covariances[0])
+            >>> problem = MixtureProblem(OneSided(), base, shifted)
+            >>> round(problem.loss_floor(Kind.TARGET), 6)  # -(9 + 1/2) / 2
+            -4.75
+
+        References:
+            Albergo, Boffi & Vanden-Eijnden (2023), Stochastic interpolants, section 2.2. arXiv:2303.08797
+        """
+        if len(self.base.weights) > 1 or len(self.target.weights) > 1:
+            raise ValueError("`base` and `target` must be Gaussians; got a mixture of several.")
+        field, unit, total = self.field(kind), torch.eye(self.target.means.shape[1]), 0.0
+        for instant, weight in zip(*_quadrature(), strict=True):
+            t = torch.as_tensor(instant).to(self.target.means)
+            law = self.law(t)
+            at_mean = field(t, law.means)
+            slope = field(t, law.means + unit.to(law.means)) - at_mean  # row j: the change along axis j
+            mean_square = at_mean.square().sum() + (slope * (law.covariances[0] @ slope)).sum()
+            total += weight * float(mean_square)
+        return -0.5 * total
 
     def _velocity(self, t: Tensor, x: Tensor) -> Tensor:
         responsibility, pulled, pairs = self._posterior(t, x)
@@ -187,6 +264,11 @@ class MixtureProblem:
 
     def _transport(self, t: Tensor, x: Tensor) -> Tensor:
         return self._velocity(t, x) + self.interpolant.variance(t)[1] * self._score(t, x)
+
+    def _drift(self, t: Tensor, x: Tensor) -> Tensor:
+        if not isinstance(self.interpolant, TwoSided):
+            raise ValueError(f"`kind` must be one of {type(self.interpolant).__name__}'s; got drift.")
+        return self._velocity(t, x) + self.interpolant.leaving(t) * self._score(t, x)
 
     def _rotation(self, t: Tensor, x: Tensor) -> Tensor:
         beta, alpha = self._pairs(t).beta, self.interpolant.variance(t)[0].sqrt()
@@ -244,6 +326,42 @@ class MixtureProblem:
         return log_weights.softmax(-1), pulled, pairs
 
 
+def gaussian_flow_map(problem: MixtureProblem) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    r"""The flow map of an interpolant between two Gaussians in one dimension.
+
+    .. math:: X_{s,t}(x) = m_t + \sqrt{C_t / C_s}\,(x - m_s)
+
+    Args:
+        problem: Between single Gaussians of dimension 1.
+
+    Returns:
+        A function of times s and t, each 0-d or ``(n, 1)``, and points ``(n, 1)`` at s.
+
+    Raises:
+        ValueError: If a law is a mixture of several or of more dimensions.
+
+    Example:
+        >>> one = torch.ones(1, dtype=torch.float64)
+        >>> ends = Mixture.gaussian(-one, one[None] / 2), Mixture.gaussian(2 * one, 2 * one[None])
+        >>> jump = gaussian_flow_map(MixtureProblem(TwoSided(), *ends))
+        >>> jump(torch.tensor(0.2), torch.tensor(0.9), 0.7 * one[None])
+        tensor([[3.6250]], dtype=torch.float64)
+    """
+    if max(len(problem.base.weights), len(problem.target.weights), problem.target.means.shape[1]) > 1:
+        raise ValueError(
+            "`problem` must be between Gaussians in one dimension; got mixtures or more dimensions."
+        )
+
+    def jump(s: Tensor, t: Tensor, x: Tensor) -> Tensor:
+        (first, start), (second, end) = (
+            (pairs.means[:, 0], pairs.covariances[:, 0, 0])
+            for pairs in (problem._pairs(s), problem._pairs(t))
+        )
+        return second + (end / start).sqrt() * (x - first)
+
+    return jump
+
+
 def gaussian_kl(first: Mixture, second: Mixture) -> Tensor:
     r""":math:`\mathrm{KL}(	ext{first} \,\|\, 	ext{second})` of two Gaussians, 0-d, in nats.
 
@@ -262,6 +380,15 @@ def gaussian_kl(first: Mixture, second: Mixture) -> Tensor:
     ratio = torch.cholesky_solve(first.covariances[0], factor)
     pulled = torch.cholesky_solve(mean[:, None], factor)[:, 0]
     return 0.5 * (ratio.trace() - len(mean) + mean @ pulled - torch.linalg.slogdet(ratio).logabsdet)
+
+
+def _quadrature() -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights on [0, 1]: Gauss--Legendre on intervals that halve towards both ends."""
+    nodes, weights = np.polynomial.legendre.leggauss(_NODES)
+    half = np.concatenate(([0.0], 0.5 ** np.arange(_HALVINGS, 0, -1.0)))
+    edges = np.concatenate((half, 1 - half[-2::-1]))
+    sizes = np.diff(edges)[:, None]
+    return (edges[:-1, None] + sizes * (nodes + 1) / 2).ravel(), (sizes * weights / 2).ravel()
 
 
 def _matrix(scalar: Tensor) -> Tensor:
