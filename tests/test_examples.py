@@ -12,6 +12,7 @@ from examples import (
     reflow,
     sde_monte_carlo,
     sobol_function,
+    time_dependent_hurst,
 )
 
 
@@ -66,6 +67,10 @@ def test_volatility_is_rough_and_its_proxy_noisy(tmp_path):
         one, other = series["maximum likelihood"], series["Whittle"]
         assert one[1] < other[0] < one[2]
         assert other[1] < one[0] < other[2]
+        # With thousands of values and a flat prior, credible and confidence interval nearly agree.
+        noisy, law = series["Markov likelihood with noise"], series["posterior with noise"]
+        assert noisy[1] < law[0] < noisy[2]
+        assert 0.7 < (law[2] - law[1]) / (noisy[2] - noisy[1]) < 1.4
     assert (tmp_path / "figure.png").stat().st_size > 10_000
 
 
@@ -83,6 +88,24 @@ def test_latent_lorenz_imputes_and_forecasts(tmp_path):
     assert numbers["imputation_error"] < 0.15
     assert numbers["forecast_error"] < 0.5 * numbers["last_value_error"]
     assert numbers["forecast_coverage"] > 0.85
+
+
+@pytest.mark.slow
+def test_a_time_dependent_hurst_index_is_learned(tmp_path):
+    numbers = time_dependent_hurst.main(tmp_path)
+    assert numbers["mean_error"] < 0.05
+    assert numbers["largest_error"] < 0.12
+    assert numbers["mean_error"] < 0.25 * min(numbers["constant_error"], numbers["local_error"])
+    assert numbers["scale"] == pytest.approx(1.0, abs=0.1)
+    assert numbers["noise"] == pytest.approx(time_dependent_hurst.NOISE, abs=0.02)
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+def test_a_time_dependent_hurst_index_improves_at_once(tmp_path):
+    numbers = time_dependent_hurst.main(tmp_path, epochs=8)
+    assert numbers["loss"] < numbers["loss_before"] - 5
+    assert numbers["mean_error"] < numbers["constant_error"]
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
 
 
 def test_double_well_drift_is_found_where_the_particle_was(tmp_path):
