@@ -9,6 +9,7 @@ from examples import (
     executors_and_resume,
     fractional_bridge,
     latent_lorenz,
+    sampler_work_precision,
     sde_monte_carlo,
     sobol_function,
 )
@@ -91,3 +92,20 @@ def test_double_well_drift_is_found_where_the_particle_was(tmp_path):
     assert numbers["widening"] > 3
     assert numbers["sigma"] == pytest.approx(double_well.SIGMA, abs=0.15)
     assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+def test_solvers_have_their_orders_and_learned_ones_need_few_evaluations(tmp_path):
+    numbers = sampler_work_precision.main(tmp_path, iterations=20, samples=200)
+    # Between 32 and 128 evaluations of one problem, not in the limit.
+    for order, slack in ((1, 0.1), (2, 0.2), (3, 0.4)):
+        assert numbers[f"slope {order}"] == pytest.approx(order, abs=slack)
+    assert numbers["S4S 5"] < 0.25 * numbers["fixed 5"]
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_learned_flows_beat_solvers_at_three_evaluations(tmp_path):
+    numbers = sampler_work_precision.main(tmp_path)
+    assert numbers["rectified flow 3"] < 0.5 * numbers["fixed 3"]
+    assert numbers["flow map 3"] < 0.5 * numbers["fixed 3"]
+    assert numbers["S4S 3"] < numbers["fixed 3"]
