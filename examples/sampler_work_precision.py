@@ -212,8 +212,8 @@ def main(
 
     Returns:
         The errors of the learned methods at 3 and 5 evaluations, such as ``S4S 5``; ``fixed 3`` and
-        ``fixed 5``, the least of the classical methods; ``slope 1`` to ``slope 3`` of DPM-Solver between 32 and
-        128 evaluations.
+        ``fixed 5``, the least of the classical methods; ``slope 1`` to ``slope 3`` of DPM-Solver between 32
+        and 128 evaluations.
     """
     noise = NoiseStream(seed=0, start=0, stop=3000 + samples)
     points = noise.normals(2, dtype=F64)

@@ -1,13 +1,14 @@
 """The loss of a field over addressed mini-batches, for :func:`inference.fit`."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from inference.interpolants.couplings import Pairs
 from inference.interpolants.interpolant import Interpolant, Kind, OneSided
 from inference.interpolants.losses import matching_loss
+from inference.processes import Share
 from sde.noise import NoiseStream, Purpose
 
 __all__ = ["Matching"]
@@ -28,12 +29,13 @@ class Matching:
         seed: Seed of everything random.
         antithetic: Evaluate the network at both points of a pair of latent variables.
         given_base: Call the network with the base point as third argument: the pairs are then kept.
+        share: Part of the samples that is computed here, where several processes share a training.
         jumps: Draw the times from 0, 1/k, ... alone, the starts of ``k`` equal Euler steps: this distils a
             flow that pairs were made by into a sampler of so many evaluations. 0 draws them from all of [0,
             1].
 
     Raises:
-        ValueError: If the batch is empty or ``jumps`` negative.
+        ValueError: If the batch is empty or no multiple of the processes, or ``jumps`` negative.
 
     Example:
         >>> from inference.interpolants import TwoSided, independent
@@ -51,18 +53,20 @@ class Matching:
     seed: int
     antithetic: bool = True
     given_base: bool = False
+    share: Share = field(default_factory=Share)
     jumps: int = 0
 
     def __post_init__(self) -> None:
         if self.batch < 1:
             raise ValueError(f"`batch` must be at least 1; got {self.batch}.")
+        self.share.of(self.batch)  # refuses what it cannot divide
         if self.jumps < 0:
             raise ValueError(f"`jumps` must be at least 0; got {self.jumps}.")
 
     def __call__(self, model: Callable[..., Tensor], iteration: int) -> Tensor:
-        """The mean loss of an iteration, 0-d."""
+        """The mean loss of an iteration, or of this process's share of it, 0-d."""
         noise = NoiseStream(self.seed, iteration * self.batch, (iteration + 1) * self.batch)
-        return self.losses(model, noise).mean()
+        return self.losses(model, noise[self.share.of(self.batch)]).mean()
 
     def losses(self, model: Callable[..., Tensor], noise: NoiseStream) -> Tensor:
         """The losses of the samples of a stream, shape ``(n,)``: for an estimate with a standard error."""
