@@ -9,7 +9,7 @@ import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
-from benchmarks import bridges
+from benchmarks import bridges, sampling
 from benchmarks.check import Figure, Section, at_least, at_most, main, within
 from inference import FitSettings, fit
 from inference.interpolants import (
@@ -438,9 +438,10 @@ SECTIONS: list[Section] = [
     forecasts,
     overhead,
     *bridges.SECTIONS,
+    *sampling.SECTIONS,
 ]
 
-SLOW: list[Section] = [*bridges.SLOW]  # run by --slow
+SLOW: list[Section] = [*bridges.SLOW, *sampling.SLOW]  # run by --slow
 
 if __name__ == "__main__":
     raise SystemExit(main("interpolants", SECTIONS, SLOW))
