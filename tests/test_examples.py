@@ -10,6 +10,7 @@ from examples import (
     fractional_bridge,
     latent_lorenz,
     reflow,
+    sampler_work_precision,
     sde_monte_carlo,
     sobol_function,
     time_dependent_hurst,
@@ -122,6 +123,14 @@ def test_reflow_straightens_at_once(tmp_path):
     assert numbers["one_step_before"] == pytest.approx(numbers["mean_only"], rel=0.1)
     assert numbers["straightness"] < 0.1 * numbers["straightness_before"]
     assert numbers["one_step"] < 0.5 * numbers["one_step_before"]
+
+
+def test_solvers_have_their_orders_and_learned_ones_need_few_evaluations(tmp_path):
+    numbers = sampler_work_precision.main(tmp_path, iterations=20, samples=200)
+    # Between 32 and 128 evaluations of one problem, not in the limit.
+    for order, slack in ((1, 0.1), (2, 0.2), (3, 0.4)):
+        assert numbers[f"slope {order}"] == pytest.approx(order, abs=slack)
+    assert numbers["S4S 5"] < 0.25 * numbers["fixed 5"]
     assert (tmp_path / "figure.png").stat().st_size > 10_000
 
 
@@ -131,6 +140,13 @@ def test_reflow_makes_one_step_as_good_as_a_fine_solve(tmp_path):
     assert numbers["straightness"] < 0.01 * numbers["straightness_before"]
     assert numbers["one_step"] < numbers["floor"] + 0.05
     assert numbers["map_change"] < 0.1
+
+
+def test_learned_flows_beat_solvers_at_three_evaluations(tmp_path):
+    numbers = sampler_work_precision.main(tmp_path)
+    assert numbers["rectified flow 3"] < 0.5 * numbers["fixed 3"]
+    assert numbers["flow map 3"] < 0.5 * numbers["fixed 3"]
+    assert numbers["S4S 3"] < numbers["fixed 3"]
 
 
 def _video(folder, **sizes):
