@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from inference.series import Series
 from sde.noise import NoiseStream, Purpose
 
-__all__ = ["Encoder", "GRUEncoder", "TemporalConvolution"]
+__all__ = ["Encoder", "GRUEncoder", "TemporalConvolution", "initialise"]
 
 
 class Encoder(Protocol):
@@ -57,7 +57,7 @@ class GRUEncoder(nn.Module):
         self.context_dim = context_dim
         cell = nn.GRU(2 * observed_dim + 1, context_dim, batch_first=True, dtype=dtype, device="meta")
         self.cell = cell.to_empty(device="cpu")
-        _initialise(self.cell, seed, 1 / context_dim**0.5)
+        initialise(self.cell, seed, 1 / context_dim**0.5)
 
     def forward(self, series: Series) -> Tensor:
         """Features, shape ``(B, T, c)``."""
@@ -104,7 +104,7 @@ class TemporalConvolution(nn.Module):
                 dtype=dtype,
                 device="cpu",
             )
-            _initialise(
+            initialise(
                 layer, NoiseStream(seed, 0, 1).fork(f"layer {index}").seed, (3 * widths[index]) ** -0.5
             )
             self.layers.append(layer)
@@ -127,8 +127,20 @@ def _columns(series: Series) -> Tensor:
 
 
 @torch.no_grad()
-def _initialise(module: nn.Module, seed: int, bound: float) -> None:
-    """Fill the parameters with uniforms on ``(-bound, bound)``; parameter ``k`` reads sample ``k``."""
+def initialise(module: nn.Module, seed: int, bound: float) -> None:
+    """Fill a layer's parameters with uniforms on ``(-bound, bound)``; parameter ``k`` reads sample ``k``.
+
+    Args:
+        module: The layer, changed in place.
+        seed: Seed of the uniforms.
+        bound: The largest absolute value.
+
+    Example:
+        >>> layer = nn.utils.skip_init(nn.Linear, 4, 3)
+        >>> initialise(layer, 0, 0.5)
+        >>> bool((layer.weight.abs() < 0.5).all())
+        True
+    """
     for index, parameter in enumerate(module.parameters()):
         stream = NoiseStream(seed, index, index + 1)
         uniforms = stream.uniforms(parameter.numel(), purpose=Purpose.INITIALISATION, dtype=torch.float64)

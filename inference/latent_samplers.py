@@ -10,13 +10,9 @@ from torch import Tensor
 from inference.latent_sde import LatentSDE
 from inference.likelihoods import Likelihood
 from inference.series import Series
-from sde.grid import make_grid
 from sde.networks import evaluate_in_blocks
 from sde.noise import NoiseStream, Purpose
-from sde.noise.brownian import WienerIncrements
-from sde.noise.increments import GivenIncrements, Increments
 from sde.samples import check_conditions
-from sde.solve import solve
 
 __all__ = ["PosteriorSampler", "Prediction", "PriorSampler", "predict"]
 
@@ -87,7 +83,7 @@ def _with_observed(series: Series, times: Tensor) -> tuple[Tensor, Tensor]:
 
 def _levels(model: LatentSDE, noise: NoiseStream, instants: int, components: int) -> Tensor:
     """Uniforms that make observations, shape ``(n, T, p)``."""
-    like = model.initial_mean
+    like = model.dynamics.initial_mean
     return noise.uniforms(
         instants, purpose=Purpose.OBSERVATION, channels=components, dtype=like.dtype, device=like.device
     )
@@ -131,17 +127,8 @@ class PriorSampler:
         check_conditions(inputs, noise, 0)
         model = self.model
 
-        def states(normals: Tensor, increments: Increments) -> Tensor:
-            start = model.initial_state(normals)
-            return solve(
-                model.equation(),
-                start,
-                self.times,
-                increments,
-                solver=model.solver,
-                max_step=model.max_step,
-                allow_diverged=True,
-            )
+        def states(normals: Tensor, drive: tuple[Tensor, ...]) -> Tensor:
+            return model.prior(normals, self.times, drive)
 
         return _observe(model, noise, self.times, slice(None), self.output_shape, states)
 
@@ -184,13 +171,12 @@ class PosteriorSampler:
     def __call__(self, inputs: Tensor, noise: NoiseStream) -> Tensor:
         """Draw observations, shape ``(n, T, p)``."""
         check_conditions(inputs, noise, 0)
-        model, observed = self.model, self.series.times
+        model = self.model
         grid, index = _with_observed(self.series, self.times)
         context = model.encoder(self.series)
 
-        def states(normals: Tensor, increments: Increments) -> Tensor:
-            each = context.expand(len(normals), -1, -1)
-            return model.posterior_given(each, observed, normals, increments, times=grid).measure.paths
+        def states(normals: Tensor, drive: tuple[Tensor, ...]) -> Tensor:
+            return model.posterior_given(context, self.series, normals, drive, grid).measure.paths
 
         return _observe(model, noise, grid, index, self.output_shape, states)
 
@@ -201,18 +187,13 @@ def _observe(
     grid: Tensor,
     index: Tensor | slice,
     shape: tuple[int, ...],
-    states: Callable[[Tensor, Increments], Tensor],
+    states: Callable[[Tensor, tuple[Tensor, ...]], Tensor],
 ) -> Tensor:
-    """Observations of paths that are solved in blocks of rows, so that no row depends on its neighbours."""
-    law, steps = cast(Likelihood, model.likelihood), make_grid(grid, max_step=model.max_step).steps()[1]
-    like = model.initial_mean
-    drawn = WienerIncrements(noise, steps, model.latent_dim, like.dtype, like.device).chunk(
-        0, len(steps), model.solver.areas
-    )
-    parts = [part.transpose(0, 1) for part in drawn if part is not None]
+    """Observations of paths that are made in blocks of rows, so that no row depends on its neighbours."""
+    law, parts = cast(Likelihood, model.likelihood), model.dynamics.draw(noise, grid)
 
-    def block(normals: Tensor, levels: Tensor, *increments: Tensor) -> Tensor:
-        raw = model.decode(states(normals, GivenIncrements(*increments))[:, index])
+    def block(normals: Tensor, levels: Tensor, *drive: Tensor) -> Tensor:
+        raw = model.decode(states(normals, drive)[:, index])
         return law.quantile(raw, levels)
 
     return evaluate_in_blocks(block, noise, model.codes(noise), _levels(model, noise, *shape), *parts)

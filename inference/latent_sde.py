@@ -2,19 +2,22 @@ r"""Latent stochastic differential equations: neural dynamics behind noisy, irre
 
 .. math::
 
-    \text{prior} \quad & \mathrm dX = f_\theta(t, X)\,\mathrm dt + g_\theta(t, X)\,\mathrm dB, \qquad
-        X_{t_0} = m_0 + s_0 \varepsilon, \qquad o_i \sim p_\theta(\cdot \mid X_{t_i}) \\
-    \text{posterior} \quad & \mathrm dW \to \mathrm dW + u_\phi(t, Z, c)\,\mathrm dt, \qquad
-        \varepsilon \sim \mathcal N(\mu_\phi(c), \sigma_\phi(c)^2)
+    \mathrm dX = f_\theta(t, X)\,\mathrm dt + g_\theta(t, X)\,\mathrm dB, \qquad
+    X_{t_0} = m_0 + s_0 \varepsilon, \qquad o_i \sim p_\theta(\cdot \mid X_{t_i}, c)
 
-with Brownian motion ``B = W``, or a Markov approximation of fractional Brownian motion. Then ``Z`` is ``X``
-with the processes that make up the noise (:func:`sde.fractional.augmented`); else it is ``X``. Both laws
-share the diffusion, and the control ``u`` acts through the noise alone: the divergence is always finite.
-The control starts at zero, where the posterior is the prior. After the last observation it is zero for good:
-forecasts follow the prior from where the observations have led.
+with Brownian motion ``B = W``, or a Markov approximation of fractional Brownian motion. The posterior moves
+the noise of the prior and shares its diffusion: the divergence is always finite.
 
-With fractional noise of type I the normals of the infinite past belong to :math:`\varepsilon`: the past is
-inferred like the initial state.
+* With additive fractional noise, steps are exact in the noise, and the posterior is guided by Gaussian
+  pseudo-observations, with a network on top (:mod:`inference.fractional.latent`).
+* Else a scheme integrates the equation, and the posterior is a learned control
+  (:mod:`inference.latent_dynamics`).
+
+After the last observation the posterior is the prior: forecasts follow the prior from where the observations
+have led. With fractional noise of type I the infinite past is inferred like the initial state.
+
+A model may hold content ``c``: standard normals that do not move, which the decoder sees beside the state,
+such as the look of the things that move in a video. Paths carry them behind ``X``.
 
 References:
     Li, Wong, Chen & Duvenaud (2020), Scalable gradients for stochastic differential equations, section 5.
@@ -23,122 +26,34 @@ References:
     sections 4 and 5. arXiv:2310.12975
 """
 
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from inference.elbo import Bound, bound
 from inference.encoders import Encoder, GRUEncoder
-from inference.girsanov import PathMeasure, solve_controlled
-from inference.latent_noise import FractionalNoise
+from inference.fractional.latent import GuidedDynamics
+from inference.latent_coefficients import ConstantDiffusion, DiagonalDiffusion, LinearDrift, NeuralDrift
+from inference.latent_dynamics import ControlledDynamics, Drive, LatentDynamics, Posterior
+from inference.latent_noise import LatentNoise
 from inference.likelihoods import Gaussian, Likelihood
 from inference.series import Series
-from sde import SDE, EulerMaruyama, NoiseStream, NoiseStructure, Purpose, Solver
-from sde.equation import Coefficient
-from sde.fractional import augmented
+from sde import EulerMaruyama, NoiseStream, NoiseStructure, Purpose, Solver
 from sde.gradients import Backprop, Gradient
 from sde.networks import perceptron
-from sde.solve import Noise
 
-__all__ = ["ConstantDiffusion", "DiagonalDiffusion", "LatentSDE", "NeuralDrift", "Posterior", "latent_sde"]
+__all__ = [
+    "ConstantDiffusion",
+    "DiagonalDiffusion",
+    "LatentSDE",
+    "LinearDrift",
+    "NeuralDrift",
+    "Posterior",
+    "latent_sde",
+]
 
-_DEFAULT_SOLVER, _DEFAULT_GRADIENT = EulerMaruyama(), Backprop()
-
-
-class NeuralDrift(nn.Module):
-    """A dense network of the state: dynamics that do not depend on time.
-
-    Args:
-        dim: Number of components of the state.
-        width: Width of the two hidden layers.
-        seed: Seed of the initial weights.
-        dtype: Floating dtype.
-
-    Example:
-        >>> NeuralDrift(3, seed=0)(torch.zeros(()), torch.zeros(5, 3)).shape
-        torch.Size([5, 3])
-    """
-
-    def __init__(self, dim: int, *, width: int = 64, seed: int, dtype: torch.dtype = torch.float32) -> None:
-        super().__init__()
-        self.layers = perceptron((dim, width, width, dim), seed=seed, dtype=dtype)
-
-    def forward(self, time: Tensor, state: Tensor) -> Tensor:
-        """Drift, shape ``(n, d)``."""
-        return self.layers(state)
-
-
-class ConstantDiffusion(nn.Module):
-    """A learned constant for each component: additive noise.
-
-    Args:
-        dim: Number of components of the state.
-        start: Value at the start, positive.
-        learned: Train it.
-        dtype: Floating dtype.
-    """
-
-    structure = NoiseStructure.ADDITIVE
-
-    def __init__(
-        self, dim: int, *, start: float = 0.5, learned: bool = True, dtype: torch.dtype = torch.float32
-    ) -> None:
-        super().__init__()
-        self.logarithm = nn.Parameter(torch.full((dim,), start, dtype=dtype).log(), learned)
-
-    def forward(self, time: Tensor, state: Tensor) -> Tensor:
-        """Diffusion, shape ``(1, d)``."""
-        return self.logarithm.exp()[None]
-
-
-class DiagonalDiffusion(nn.Module):
-    """A small network for each component, of that component alone, with values between bounds.
-
-    Args:
-        dim: Number of components of the state.
-        width: Width of the hidden layer of each.
-        bounds: Between which the diffusion lies, positive.
-        seed: Seed of the initial weights.
-        dtype: Floating dtype.
-
-    Example:
-        >>> DiagonalDiffusion(3, seed=0)(torch.zeros(()), torch.zeros(5, 3)).shape
-        torch.Size([5, 3])
-    """
-
-    structure = NoiseStructure.DIAGONAL
-
-    def __init__(
-        self,
-        dim: int,
-        *,
-        width: int = 16,
-        bounds: tuple[float, float] = (0.01, 2.0),
-        seed: int,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        super().__init__()
-        self.bounds = bounds
-        draws = NoiseStream(seed, 0, dim).normals(
-            3 * width, purpose=Purpose.INITIALISATION, dtype=torch.float64
-        )
-        inward, bias, outward = draws.to(dtype).view(dim, 3, width).unbind(1)
-        self.inward, self.bias = nn.Parameter(inward), nn.Parameter(bias)
-        self.outward = nn.Parameter(outward / width**0.5)
-
-    def forward(self, time: Tensor, state: Tensor) -> Tensor:
-        """Diffusion, shape ``(n, d)``."""
-        hidden = nn.functional.silu(state[..., None] * self.inward + self.bias)
-        low, high = self.bounds
-        return low + (high - low) * (hidden * self.outward).sum(-1).sigmoid()
-
-
-class Posterior(NamedTuple):
-    """Posterior paths; those of a series follow one another."""
-
-    measure: PathMeasure  #: of ``Z`` at the instants
-    initial_log_ratio: Tensor  #: log of prior over posterior of the initial state, shape ``(n,)``
+_DEFAULT_GRADIENT = Backprop()
 
 
 class LatentSDE(nn.Module):
@@ -150,23 +65,27 @@ class LatentSDE(nn.Module):
         drift: Prior drift, a module of time and state ``(n, d)``.
         diffusion: Shared diffusion ``(n, d)``, a module with an attribute ``structure``: additive or
             diagonal.
-        decoder: Module of states ``(..., d)`` to the likelihood's numbers ``(..., p)``.
+        decoder: Module of states, and content behind them, ``(..., d + content_dim)`` to the likelihood's
+            numbers ``(..., p)``.
         likelihood: Law of the observations, a module.
         encoder: Module of a :class:`Series` to features ``(B, T, c)``.
         latent_dim: Number of components of ``X``.
-        max_step: Length that no step of the solver exceeds.
-        seed: Seed of the initial weights of control and recognition.
-        width: Width of the hidden layers of the control.
+        max_step: Length that no step exceeds.
+        seed: Seed of the initial weights of the posterior.
+        width: Width of its hidden layers; 0 leaves the network of a guided posterior out.
+        content_dim: Number of components of the content, at least 0.
         noise: Fractional noise; ``None`` is Brownian motion.
-        solver: Scheme, which decides the calculus of the equation: Stratonovich, e.g. :class:`sde.Heun`,
-            where fractional noise meets a diffusion that depends on the state.
-        gradient: How solves are differentiated.
+        sites: Pseudo-observations that guide the posterior with additive fractional noise, a module of
+            features and series (:mod:`inference.latent_sites`); ``None`` is a network of the features.
+        solver: Scheme that integrates the equation under a learned control. It decides the calculus:
+            Stratonovich, e.g. :class:`sde.Heun`, where fractional noise meets a diffusion that depends on the
+            state. ``None``: exact steps and a guided posterior with additive fractional noise, and
+            Euler--Maruyama's scheme else.
+        gradient: How solves of a scheme are differentiated.
 
     Raises:
         ValueError: If the steps are too long for the rates of the noise, or a combination makes no sense.
     """
-
-    past: Tensor  #: factor of the infinite past, shape ``(K, r)``; empty where there is none
 
     def __init__(
         self,
@@ -180,80 +99,80 @@ class LatentSDE(nn.Module):
         max_step: float,
         seed: int,
         width: int = 64,
-        noise: FractionalNoise | None = None,
-        solver: Solver = _DEFAULT_SOLVER,
+        content_dim: int = 0,
+        noise: LatentNoise | None = None,
+        sites: nn.Module | None = None,
+        solver: Solver | None = None,
         gradient: Gradient = _DEFAULT_GRADIENT,
     ) -> None:
         super().__init__()
-        self.drift, self.diffusion, self.decoder, self.encoder = drift, diffusion, decoder, encoder
-        self.likelihood, self.noise = likelihood, noise
-        self.latent_dim, self.max_step, self.solver, self.gradient = latent_dim, max_step, solver, gradient
-        kind = next(encoder.parameters()).dtype
-        self.initial_mean = nn.Parameter(torch.zeros(latent_dim, dtype=kind))
-        self.initial_log_deviation = nn.Parameter(torch.zeros(latent_dim, dtype=kind))
-        factor = torch.zeros(0, 0) if noise is None else noise.past_factor()
-        self.register_buffer("past", factor.to(kind), persistent=False)
-        _check_steps(noise, max_step)
-        context = cast(Encoder, encoder).context_dim
-        seeds = NoiseStream(seed, 0, 1)
-        sizes = (self.state_dim + context + 1, width, width, latent_dim)
-        self.control = perceptron(sizes, seed=seeds.fork("control").seed, dtype=kind, zero_last=True)
-        self.recognition = perceptron(
-            (context, width, 2 * self.code_dim),
-            seed=seeds.fork("recognition").seed,
-            dtype=kind,
-            zero_last=True,
-        )
-        self.equation()  # refuses what does not fit
+        if content_dim < 0:
+            raise ValueError(f"`content_dim` must be at least 0; got {content_dim}.")
+        self.decoder, self.encoder, self.likelihood = decoder, encoder, likelihood
+        parts = (encoder, decoder, likelihood, drift, diffusion)
+        kind = next(parameter for part in parts for parameter in part.parameters()).dtype
+        context_dim = cast(Encoder, encoder).context_dim
+        self.latent_dim, self.content_dim = latent_dim, content_dim
+        shared = {"latent_dim": latent_dim, "context_dim": context_dim, "max_step": max_step}
+        shared |= {"seed": seed, "width": width, "dtype": kind}
+        self.dynamics: LatentDynamics
+        if noise is not None and solver is None and diffusion.structure is NoiseStructure.ADDITIVE:
+            self.dynamics = GuidedDynamics(drift, diffusion, noise, sites=sites, **shared)
+        elif sites is not None:
+            raise ValueError("`sites` must be None where the posterior is a control; got some.")
+        else:
+            scheme = EulerMaruyama() if solver is None else solver
+            self.dynamics = ControlledDynamics(
+                drift, diffusion, noise, solver=scheme, gradient=gradient, **shared
+            )
+        self.content: nn.Module | None = None
+        if content_dim:
+            sizes = (context_dim, max(1, width), 2 * content_dim)
+            content_seed = NoiseStream(seed, 0, 1).fork("content").seed
+            self.content = perceptron(sizes, seed=content_seed, dtype=kind, zero_last=True)
 
     @property
-    def state_dim(self) -> int:
-        """Number of components of ``Z``."""
-        if self.noise is None:
-            return self.latent_dim
-        blocks = 2 if self.noise.kind == "I" else 1
-        return self.latent_dim * (1 + blocks * self.noise.num_rates)
+    def drift(self) -> nn.Module:
+        """Prior drift."""
+        return self.dynamics.drift
+
+    @property
+    def diffusion(self) -> nn.Module:
+        """Diffusion, shared by prior and posterior."""
+        return self.dynamics.diffusion
+
+    @property
+    def noise(self) -> LatentNoise | None:
+        """Fractional noise, if any."""
+        return self.dynamics.noise
+
+    @property
+    def max_step(self) -> float:
+        """Length that no step exceeds."""
+        return self.dynamics.max_step
 
     @property
     def code_dim(self) -> int:
-        """Number of standard normals that an initial state is made of."""
-        return self.latent_dim * (1 + self.past.shape[-1])
+        """Number of standard normals that an initial state and the content are made of."""
+        return self.dynamics.code_dim + self.content_dim
 
-    def equation(self) -> SDE:
-        """The prior equation of ``Z``."""
-        structure = cast(NoiseStructure, self.diffusion.structure)
-        sde = SDE(self.drift, self.diffusion, structure, self.solver.calculus)
-        return sde if self.noise is None else augmented(sde, self.noise.model(), self.latent_dim)
+    def codes(self, noise: NoiseStream) -> Tensor:
+        """The standard normals of initial states and content of samples, shape ``(n, code_dim)``."""
+        like = self.dynamics.initial_mean
+        return noise.normals(
+            self.code_dim, purpose=Purpose.INITIAL_STATE, dtype=like.dtype, device=like.device
+        )
 
-    def initial_state(self, code: Tensor) -> Tensor:
-        """The state ``Z`` at the start, shape ``(n, state_dim)``, of standard normals ``(n, code_dim)``."""
-        own, past = code[:, : self.latent_dim], code[:, self.latent_dim :]
-        start = self.initial_mean + self.initial_log_deviation.exp() * own
-        if self.noise is None:
-            return start
-        memory = start.new_zeros(len(start), self.latent_dim * self.noise.num_rates)
-        if self.noise.kind == "II":
-            return torch.cat((start, memory), 1)
-        slopes = past.unflatten(1, (self.latent_dim, -1)) @ self.past.mT
-        return torch.cat((start, memory, slopes.flatten(1)), 1)
+    def prior(self, code: Tensor, times: Tensor, drive: Drive) -> Tensor:
+        """Paths of the prior with the content, shape ``(n, T, d + content_dim)``.
 
-    def recognise(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and deviation of the posterior's initial normals, from features ``(n, T, c)``."""
-        mean, raw = self.recognition(context[:, 0]).chunk(2, 1)
-        return mean, raw.exp()
-
-    def controlled(self, context: Tensor, times: Tensor) -> Coefficient:
-        """The control given features ``(n, T, c)`` at instants ``(T,)``: zero from the last of them on."""
-
-        def control(time: Tensor, state: Tensor) -> Tensor:
-            instants = times.to(time)
-            coming = int(torch.searchsorted(instants, time, right=True))
-            if coming == len(instants):
-                return state.new_zeros(len(state), self.latent_dim)
-            span = (instants[coming] - time).expand(len(state), 1)
-            return self.control(torch.cat((state, context[:, coming], span), 1))
-
-        return control
+        Args:
+            code: Standard normals, shape ``(n, code_dim)``.
+            times: Increasing instants, at least 2, shape ``(T,)``; the process starts at the first.
+            drive: ``n`` samples, or what the dynamics drew of them for ``times``.
+        """
+        own = self.dynamics.code_dim
+        return _with_content(self.dynamics.prior(code[:, :own], times, drive), code[:, own:])
 
     def posterior(
         self, series: Series, noise: NoiseStream, *, paths: int = 1, times: Tensor | None = None
@@ -262,12 +181,12 @@ class LatentSDE(nn.Module):
 
         Args:
             series: ``B`` series.
-            noise: ``B * paths`` samples: normals of the initial states, and Wiener increments.
+            noise: ``B * paths`` samples: normals of the initial states, and of the steps.
             paths: Paths of each series, at least 1.
             times: Instants to return, from the first of the series on; ``None``: those of the series.
 
         Returns:
-            ``n = B * paths`` paths.
+            ``n = B * paths`` paths ``(n, T, d + content_dim)``.
 
         Raises:
             ValueError: If ``noise`` holds another number of samples, or ``times`` starts elsewhere.
@@ -277,45 +196,40 @@ class LatentSDE(nn.Module):
                 f"`noise` must hold `paths` samples for each of {len(series)} series; got {len(noise)} for "
                 f"{paths} paths."
             )
-        normals = self.codes(noise)
-        context = self.encoder(series).repeat_interleave(paths, 0)
-        return self.posterior_given(context, series.times, normals, noise, times=times)
-
-    def codes(self, noise: NoiseStream) -> Tensor:
-        """The standard normals of the initial states of samples, shape ``(n, code_dim)``."""
-        like = self.initial_mean
-        return noise.normals(
-            self.code_dim, purpose=Purpose.INITIAL_STATE, dtype=like.dtype, device=like.device
-        )
-
-    def posterior_given(
-        self, context: Tensor, observed: Tensor, normals: Tensor, noise: Noise, *, times: Tensor | None = None
-    ) -> Posterior:
-        """Paths from features ``(n, T, c)`` at instants ``observed``, initial normals and driving noise."""
+        observed = series.times if times is None else series.times.to(times)
         times = observed if times is None else times
         if float(times[0]) != float(observed[0]):
             raise ValueError(f"`times` must start at {float(observed[0])}; got {float(times[0])}.")
-        mean, deviation = self.recognise(context)
-        code = mean + deviation * normals
-        ratio = (0.5 * (normals.square() - code.square()) + deviation.log()).sum(1)
-        measure = solve_controlled(
-            self.equation(),
-            self.controlled(context, observed),
-            self.initial_state(code),
-            times,
-            noise,
-            solver=self.solver,
-            max_step=self.max_step,
-            gradient=self.gradient,
-        )
-        return Posterior(measure, ratio)
+        grid = torch.cat((times, observed[observed < times[-1]])).unique()
+        found = self.posterior_given(self.encoder(series), series, self.codes(noise), noise, grid)
+        index = torch.searchsorted(grid, times)
+        return found._replace(measure=found.measure._make(part[:, index] for part in found.measure))
+
+    def posterior_given(
+        self, context: Tensor, series: Series, normals: Tensor, drive: Drive, times: Tensor
+    ) -> Posterior:
+        """Paths of ``B`` series from their features ``(B, T, c)``, initial normals and driving noise.
+
+        ``times`` start with the first instant of the series and hold all others before their last;
+        ``normals`` have ``n`` rows, ``n / B`` for each series.
+        """
+        own = self.dynamics.code_dim
+        found = self.dynamics.posterior(context, series, normals[:, :own], drive, times)
+        if self.content is None:
+            return found
+        features = context[:, 0].repeat_interleave(len(normals) // len(context), 0)
+        mean, raw = self.content(features).to(normals.dtype).chunk(2, 1)
+        content = mean + raw.exp() * normals[:, own:]
+        ratio = (0.5 * (normals[:, own:].square() - content.square()) + raw).sum(1)
+        measure = found.measure._replace(paths=_with_content(found.measure.paths, content))
+        return Posterior(measure, found.initial_log_ratio + ratio)
 
     def decode(self, states: Tensor) -> Tensor:
-        """The likelihood's numbers ``(..., p)`` of states ``(..., state_dim)``."""
-        return self.decoder(states[..., : self.latent_dim])
+        """The likelihood's numbers ``(..., p)`` of states ``(..., d + content_dim)``."""
+        return self.decoder(states)
 
     def log_likelihood(self, states: Tensor, series: Series) -> Tensor:
-        """Log density of what was observed given paths ``(n, T, state_dim)``, shape ``(n,)``."""
+        """Log density of what was observed given paths ``(n, T, d + content_dim)``, shape ``(n,)``."""
         paths = len(states) // max(1, len(series))
         each = cast(Likelihood, self.likelihood).log_density(
             self.decode(states), series.filled.repeat_interleave(paths, 0)
@@ -325,8 +239,8 @@ class LatentSDE(nn.Module):
     def elbo(self, series: Series, noise: NoiseStream, *, paths: int = 1, kl_weight: float = 1.0) -> Bound:
         """Lower bounds of the log evidence of every series.
 
-        They are bounds for the chain that the solver makes of the prior equation: no error of the step
-        lifts them above the evidence.
+        They are bounds for the chain that the steps make of the prior equation: no error of the step lifts
+        them above the evidence.
 
         Args:
             series: ``B`` series.
@@ -352,15 +266,9 @@ class LatentSDE(nn.Module):
         )
 
 
-def _check_steps(noise: FractionalNoise | None, max_step: float) -> None:
-    """Raise if explicit steps would be unstable."""
-    if not max_step > 0:
-        raise ValueError(f"`max_step` must be positive; got {max_step}.")
-    if noise is not None and float(noise.model().rates[-1]) * max_step > 1.5:
-        raise ValueError(
-            f"`max_step` must be at most {1.5 / float(noise.model().rates[-1]):g} for the rates of `noise`; "
-            f"got {max_step}. Give the noise the solver's `step`."
-        )
+def _with_content(paths: Tensor, content: Tensor) -> Tensor:
+    """Paths ``(n, T, d)`` with content ``(n, c)`` behind them at every instant."""
+    return torch.cat((paths, content[:, None].expand(-1, paths.shape[1], -1)), 2)
 
 
 def latent_sde(
@@ -370,11 +278,12 @@ def latent_sde(
     max_step: float,
     seed: int,
     width: int = 64,
+    content_dim: int = 0,
     encoder: nn.Module | None = None,
     diffusion: nn.Module | None = None,
     likelihood: nn.Module | None = None,
-    noise: FractionalNoise | None = None,
-    solver: Solver = _DEFAULT_SOLVER,
+    noise: LatentNoise | None = None,
+    solver: Solver | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> LatentSDE:
     """A latent equation with dense networks for drift and decoder.
@@ -385,11 +294,12 @@ def latent_sde(
         max_step: Length that no step of the solver exceeds.
         seed: Seed of all initial weights.
         width: Width of the hidden layers.
+        content_dim: Number of components that do not move.
         encoder: ``None`` is a :class:`GRUEncoder` of 32 features.
         diffusion: ``None`` is a learned constant for each component.
         likelihood: ``None`` is :class:`Gaussian` with a learned deviation.
         noise: Fractional noise; ``None`` is Brownian motion.
-        solver: Scheme.
+        solver: As for :class:`LatentSDE`.
         dtype: Floating dtype, which series must have.
 
     Returns:
@@ -412,7 +322,9 @@ def latent_sde(
     return LatentSDE(
         drift=NeuralDrift(latent_dim, width=width, seed=seed_of("drift"), dtype=dtype),
         diffusion=ConstantDiffusion(latent_dim, dtype=dtype) if diffusion is None else diffusion,
-        decoder=perceptron((latent_dim, width, observed_dim), seed=seed_of("decoder"), dtype=dtype),
+        decoder=perceptron(
+            (latent_dim + content_dim, width, observed_dim), seed=seed_of("decoder"), dtype=dtype
+        ),
         likelihood=Gaussian(observed_dim, dtype=dtype) if likelihood is None else likelihood,
         encoder=GRUEncoder(observed_dim, seed=seed_of("encoder"), dtype=dtype)
         if encoder is None
@@ -421,6 +333,7 @@ def latent_sde(
         max_step=max_step,
         seed=seed,
         width=width,
+        content_dim=content_dim,
         noise=noise,
         solver=solver,
     )

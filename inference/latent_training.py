@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from inference.latent_sde import LatentSDE
+from inference.processes import OneProcess, Processes
 from inference.series import Series
 from inference.training import FitSettings, fit
 from sde.checkpoint import digest
@@ -16,6 +17,7 @@ from sde.noise import NoiseStream, Purpose
 
 __all__ = ["LatentTraining", "train_latent"]
 
+_ALONE = OneProcess()
 _VALIDATION_PATHS = 8  # enough that the noise of the validation is small beside the spread of the series
 
 
@@ -61,6 +63,8 @@ def train_latent(
     validation: Series | None = None,
     checkpoint: str | Path | None = None,
     log: str | Path | None = None,
+    tensorboard: str | Path | None = None,
+    processes: Processes = _ALONE,
     progress: bool = True,
 ) -> tuple[LatentSDE, dict[str, list[float]]]:
     """Maximise the evidence bound of series over model and posterior.
@@ -75,6 +79,9 @@ def train_latent(
         checkpoint: File that holds the state of the training; where it exists and is of this training,
             training goes on from it to the same numbers, and a finished one returns at once.
         log: CSV file of the history.
+        tensorboard: Folder to which TensorBoard's events go.
+        processes: Those that share the batches, as for :func:`inference.training.fit`; the samples of a
+            batch are the same for any number of them. Model and series belong on their device.
         progress: Show a bar.
 
     Returns:
@@ -82,7 +89,8 @@ def train_latent(
         series), ``seconds`` and, with ``validation``, that of the bound.
 
     Raises:
-        ValueError: If a batch is larger than the data, or the checkpoint is unreadable or another training's.
+        ValueError: If a batch is larger than the data or no multiple of the processes, or the checkpoint is
+            unreadable or another training's.
         RuntimeError: If the loss stops being finite.
 
     Example:
@@ -100,12 +108,13 @@ def train_latent(
     batches = _batches(seed, len(series), settings.batch)
     root = NoiseStream(seed, 0, 1)
     each = settings.batch * settings.paths
+    rows = processes.share.of(settings.batch)
 
     def loss(current: nn.Module, iteration: int) -> Tensor:
         noise = NoiseStream(root.fork("paths").seed, iteration * each, (iteration + 1) * each)
         bounds = cast(LatentSDE, current).elbo(
-            series.select(batches(iteration)),
-            noise,
+            series.select(batches(iteration)[rows]),
+            noise[rows.start * settings.paths : rows.stop * settings.paths],
             paths=settings.paths,
             kl_weight=settings.kl_weight(iteration),
         )
@@ -131,6 +140,8 @@ def train_latent(
         validate=None if validation is None else validate,
         checkpoint=checkpoint,
         log=log,
+        tensorboard=tensorboard,
+        processes=processes,
         progress=progress,
         label="latent equation",
     )

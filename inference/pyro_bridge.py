@@ -2,6 +2,8 @@ r"""Stochastic differential equations in Pyro programs: laws of paths, and path-
 
 * :class:`EulerPaths` is the law of a path seen at every step, as a Pyro distribution: priors over drift
   parameters, diffusions and Hurst indices are written in Pyro and fitted by SVI or NUTS.
+* :class:`ObservedChain` is the law of noisy values of a linear equation, the path integrated out exactly:
+  of fractional noise, too, for priors over its Hurst index.
 * :func:`controlled_paths` is a path that is not seen: the posterior is given by a control, and
   :math:`\log \mathrm dP / \mathrm dQ` of :mod:`inference.girsanov` becomes a factor of the program.
 
@@ -22,11 +24,12 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
+from inference.fractional import GaussianChain, Observations, log_evidence
 from inference.girsanov import PathMeasure, solve_controlled
-from sde import SDE, EulerMaruyama, NoiseStream, NoiseStructure, Solver, check_shapes, solve
+from sde import SDE, EulerMaruyama, NoiseStream, NoiseStructure, Purpose, Solver, check_shapes, solve
 from sde.equation import Coefficient
 
-__all__ = ["EulerPaths", "controlled_paths", "fresh_noise"]
+__all__ = ["EulerPaths", "ObservedChain", "controlled_paths", "fresh_noise"]
 
 _OWN = (NoiseStructure.DIAGONAL, NoiseStructure.ADDITIVE)
 _DEFAULT_SOLVER = EulerMaruyama()
@@ -99,6 +102,63 @@ class EulerPaths(TorchDistribution):
             each = -0.5 * gap.square() - deviation.log() - 0.5 * math.log(2 * math.pi)
             total = total + each.expand_as(state).sum(1)
         return total
+
+
+class ObservedChain(TorchDistribution):
+    """The law of noisy values of a linear Gaussian chain, by Kalman's filter.
+
+    Args:
+        chain: The process; :func:`inference.fractional.fractional_chain` makes one of fractional noise, whose
+            index, reversion and scale may be sites of the program.
+        steps: Numbers of the observed instants, increasing, ``M`` of them.
+        deviation: Standard deviation of the noise of the observations, positive, 0-d or ``(M,)``.
+        series: Number of independent series, the batch of the distribution.
+
+    Raises:
+        ValueError: If an instant lies outside the chain, or as :class:`inference.fractional.Observations`.
+
+    Example:
+        >>> from inference.fractional import fractional_chain
+        >>> from sde.noise import MarkovFBM
+        >>> chain = fractional_chain(MarkovFBM(0.5), torch.linspace(0, 1, 3))
+        >>> law = ObservedChain(chain, [1, 2], 0.5, series=4)
+        >>> law.batch_shape, law.event_shape, law.log_prob(torch.zeros(4, 2)).shape
+        (torch.Size([4]), torch.Size([2]), torch.Size([4]))
+    """
+
+    arg_constraints = {}  # pyright: ignore  # noqa: RUF012
+    support = constraints.independent(constraints.real, 1)  # pyright: ignore
+
+    def __init__(
+        self, chain: GaussianChain, steps: Sequence[int], deviation: float | Tensor, *, series: int = 1
+    ) -> None:
+        zeros = chain.mean.new_zeros(series, len(steps))
+        Observations(steps, zeros, deviation)  # says what is wrong before anything is drawn
+        if max(steps) > chain.num_steps:
+            raise ValueError(f"`steps` must lie in [0, {chain.num_steps}]; got {max(steps)}.")
+        self.chain, self.steps, self.deviation = chain, list(steps), deviation
+        super().__init__(torch.Size((series,)), torch.Size((len(self.steps),)), validate_args=False)
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draw values, shape ``(*sample_shape, series, M)``."""
+        count = math.prod(sample_shape) * self.batch_shape[0]
+        noise, chain = fresh_noise(count), self.chain
+        with torch.no_grad():
+            rank = chain.factors.shape[2]
+            normals = noise.normals(chain.num_steps, channels=rank, dtype=torch.float64)
+            start = noise.normals(chain.start.shape[1], purpose=Purpose.INITIAL_STATE, dtype=torch.float64)
+            states = [chain.mean + start @ chain.start.mT]
+            for n, factor in enumerate(chain.factors):
+                states.append(states[-1] @ chain.transitions[n].mT + normals[:, n] @ factor.mT)
+            seen = chain.process(torch.stack(states, 1))[:, self.steps]
+            spread = torch.as_tensor(self.deviation).double()
+            errors = noise.normals(len(self.steps), purpose=Purpose.OBSERVATION, dtype=torch.float64)
+        return (seen + spread * errors).reshape(*sample_shape, *self.batch_shape, len(self.steps))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log evidence of values ``(series, M)``, shape ``(series,)``; differentiable in the chain."""
+        check_shapes(value=(value, f"{self.batch_shape[0]} {len(self.steps)}"))
+        return log_evidence(self.chain, Observations(self.steps, value, self.deviation))
 
 
 def controlled_paths(

@@ -1,52 +1,58 @@
 """One loop for models with a single objective: deterministic, watched, resumable."""
 
 import copy
-import csv
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from inference.decay import CosineDecay, Decay
+from inference.precision import Precision
+from inference.processes import OneProcess, Processes
+from inference.training_log import History, TrainingLog
 from sde.checkpoint import Scalar, load_checkpoint, save_checkpoint
 from sde.networks import ema_decay, update_average
 from sde.progress import Progress
 
 __all__ = ["FitSettings", "fit"]
 
-History = dict[str, list[float]]
+Loss = Callable[[nn.Module, int], Tensor]
 
 _KIND = "fit"
+_ALONE = OneProcess()
 
 
 @dataclass(frozen=True, slots=True)
 class FitSettings:
-    """How an objective is minimised: Adam, a cosine decay of the rate and a moving average of the weights.
+    """How an objective is minimised: Adam, a decay of the rate and a moving average of the weights.
 
     Attributes:
         iterations: Number of steps.
         rate: Learning rate at the start.
-        final_rate: The rate falls along a cosine to this fraction.
-        warmup: Iterations over which the rate rises linearly to that cosine.
+        decay: How it falls.
+        warmup: Iterations over which the rate rises linearly to that course.
         clip: Norm to which longer gradients are cut.
         average: Limit of the decay of the moving average of the weights; 0 keeps the last weights.
         patience: Rows of the history without a better validation after which training stops; 0 goes on.
         log_every: Iterations between rows of the history.
         checkpoint_every: Iterations between checkpoints.
+        precision: In which dtype the loss is computed; the validation is in full precision.
     """
 
     iterations: int = 10000
     rate: float = 1e-3
-    final_rate: float = 0.01
+    decay: Decay = field(default_factory=CosineDecay)
     warmup: int = 0
     clip: float = math.inf
     average: float = 0.999
     patience: int = 0
     log_every: int = 100
     checkpoint_every: int = 1000
+    precision: Precision = Precision.FULL
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be trained with."""
@@ -55,31 +61,35 @@ class FitSettings:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < low:
                 raise ValueError(f"`{name}` must be a whole number of at least {low}; got {value!r}.")
-        if not (math.isfinite(self.rate) and self.rate > 0 and 0 < self.final_rate <= 1):
-            raise ValueError(
-                f"`rate` must be positive and `final_rate` lie in (0, 1]; got {self.rate}, {self.final_rate}."
-            )
+        if not (math.isfinite(self.rate) and self.rate > 0):
+            raise ValueError(f"`rate` must be positive; got {self.rate}.")
         if not self.clip > 0:
             raise ValueError(f"`clip` must be positive; got {self.clip}.")
         if not 0 <= self.average < 1:
             raise ValueError(f"`average` must lie in [0, 1); got {self.average}.")
 
     def rate_factor(self, iteration: int) -> float:
-        """The rate over its largest: a cosine from 1 to ``final_rate``, times the warm-up."""
-        wave = 0.5 * (1 + math.cos(math.pi * iteration / max(1, self.iterations)))
+        """The rate over its largest: decay times warm-up."""
         warm = min(1.0, (iteration + 1) / max(1, self.warmup))
-        return warm * (self.final_rate + (1 - self.final_rate) * wave)
+        return warm * self.decay.factor(iteration / max(1, self.iterations))
+
+    def identity(self) -> dict[str, Scalar]:
+        """All of it as scalars, for a checkpoint."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {name: v if isinstance(v, int | float) else repr(v) for name, v in values.items()}
 
 
 def fit(
     model: nn.Module,
-    loss: Callable[[nn.Module, int], Tensor],
+    loss: Loss,
     *,
     settings: FitSettings,
     identity: Mapping[str, Scalar],
     validate: Callable[[nn.Module], Tensor] | None = None,
     checkpoint: str | Path | None = None,
     log: str | Path | None = None,
+    tensorboard: str | Path | None = None,
+    processes: Processes = _ALONE,
     progress: bool = True,
     label: str = "training",
 ) -> tuple[nn.Module, History]:
@@ -88,6 +98,11 @@ def fit(
     The loss is a function of the model and of the iteration, from which it takes its mini-batch and its
     noise: nothing else is random, so a resumed run gives the same weights bit for bit on the same machine
     with the same number of threads.
+
+    Several processes minimise the mean of their losses. A loss that takes its process's
+    :attr:`~inference.processes.Processes.share` of the rows of the batch of one process gives the same
+    curve with any number of them, to rounding, also where a run is resumed by another number; one that does
+    not is computed as a whole by each.
 
     Args:
         model: What is trained, in place.
@@ -100,6 +115,8 @@ def fit(
             lowest is returned.
         checkpoint: File that holds the state; where it exists training goes on from it.
         log: CSV file of the history, written at every row.
+        tensorboard: Folder to which TensorBoard's events go.
+        processes: Those that share the training: :class:`inference.processes.Torchrun`, or this one alone.
         progress: Show a bar.
         label: Name of the bar.
 
@@ -110,41 +127,74 @@ def fit(
     Raises:
         ValueError: If the checkpoint is unreadable or another run's.
         RuntimeError: If the loss stops being finite.
+        ImportError: If TensorBoard is asked for and not installed.
     """
-    run = _Fit(model, settings, validate)
-    identity = asdict(settings) | dict(identity)
+    run = _Fit(model, loss, settings, validate, processes)
+    leads = processes.share.rank == 0
+    identity = settings.identity() | dict(identity)
     if checkpoint is not None:
-        state = load_checkpoint(checkpoint, _KIND, identity, device=next(model.parameters()).device)
+        state = _resumed(checkpoint, identity, processes)
         if state is not None:
             run.load(state)
-    with Progress(settings.iterations, label, start=run.iteration, show=progress) as bar:
+    logs = TrainingLog(log, tensorboard) if leads else TrainingLog()
+    with Progress(settings.iterations, label, start=run.iteration, show=progress and leads) as bar:
         while not run.finished:
             rows = len(run.history["loss"])
-            run.step(loss)
+            run.step()
             bar.update(1, f"loss {run.history['loss'][-1]:.4f}" if run.history["loss"] else "")
-            if log is not None and len(run.history["loss"]) > rows:
-                _write_csv(Path(log), run.history)
+            if len(run.history["loss"]) > rows:
+                logs.write(run.history)
             if checkpoint is not None and (run.finished or run.iteration % settings.checkpoint_every == 0):
-                save_checkpoint(checkpoint, _KIND, identity, run.state())
+                state = run.state()
+                if leads:
+                    save_checkpoint(checkpoint, _KIND, identity, state)
+    logs.close()
     return run.result().eval().requires_grad_(False), run.history
 
 
-def _write_csv(path: Path, history: History) -> None:
-    """The history as a table, a row for each entry; a resumed run writes what was there before, too."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(history)
-        table.writerows(zip(*history.values(), strict=True))
+def _resumed(
+    checkpoint: str | Path, identity: Mapping[str, Scalar], processes: Processes
+) -> dict[str, object] | None:
+    """The state in a checkpoint, which the first process reads; every process raises its refusal."""
+    found: dict[str, object] | ValueError | None = None
+    if processes.share.rank == 0:
+        try:
+            found = load_checkpoint(checkpoint, _KIND, identity)
+        except ValueError as error:
+            found = error
+    found = processes.broadcast(found)
+    if isinstance(found, ValueError):
+        raise found
+    return found
+
+
+class _Objective(nn.Module):
+    """The loss as a module of the iteration alone: what is wrapped for several processes."""
+
+    def __init__(self, model: nn.Module, loss: Loss) -> None:
+        super().__init__()
+        self.model, self.loss = model, loss
+
+    def forward(self, iteration: int) -> Tensor:
+        """The loss."""
+        return self.loss(self.model, iteration)
 
 
 class _Fit:
     """The state of a training: model, average, optimiser, iteration, history and the best average so far."""
 
     def __init__(
-        self, model: nn.Module, settings: FitSettings, validate: Callable[[nn.Module], Tensor] | None
+        self,
+        model: nn.Module,
+        loss: Loss,
+        settings: FitSettings,
+        validate: Callable[[nn.Module], Tensor] | None,
+        processes: Processes,
     ) -> None:
-        self.model, self.settings, self.validate = model, settings, validate
+        self.model, self.settings, self.validate, self.processes = model, settings, validate, processes
+        self.objective = processes.prepare(_Objective(model, loss))
+        self.device = next(model.parameters()).device
+        self.scaler = settings.precision.scaler(self.device)
         self.average = copy.deepcopy(model)
         self.adam = torch.optim.Adam(model.parameters(), lr=settings.rate, fused=True)
         self.history: History = {"iteration": [], "loss": [], "seconds": []}
@@ -172,16 +222,19 @@ class _Fit:
             self.average.load_state_dict(self.best)
         return self.average
 
-    def step(self, loss: Callable[[nn.Module, int], Tensor]) -> None:
+    def step(self) -> None:
         """One step of Adam."""
         began, settings = time.perf_counter(), self.settings
         self.adam.param_groups[0]["lr"] = settings.rate * settings.rate_factor(self.iteration)
-        value = loss(self.model, self.iteration)
+        with settings.precision.autocast(self.device):
+            value = self.objective(self.iteration)
         self.adam.zero_grad()
-        value.backward()
+        self.scaler.scale(value).backward()
         if settings.clip < math.inf:
+            self.scaler.unscale_(self.adam)
             nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip)
-        self.adam.step()
+        self.scaler.step(self.adam)
+        self.scaler.update()
         update_average(self.average, self.model, ema_decay(self.iteration, settings.average))
         self.iteration += 1
         self.rows += 1
@@ -192,7 +245,7 @@ class _Fit:
 
     def _log(self) -> None:
         """Append a row to the history; a loss that is not finite ends the training."""
-        mean = float(self.total) / self.rows
+        mean = float(self.processes.mean(self.total)) / self.rows
         if not math.isfinite(mean):
             raise RuntimeError(
                 f"Training diverged before iteration {self.iteration}: loss {mean}. Lower the learning rate."
@@ -206,16 +259,19 @@ class _Fit:
     @torch.no_grad()
     def _check(self, validate: Callable[[nn.Module], Tensor]) -> None:
         """Validate the average, and keep it where it is the best so far."""
-        self.history["validation"].append(float(validate(self.average)))
+        value = torch.as_tensor(validate(self.average))
+        self.history["validation"].append(float(self.processes.mean(value)))
         if self._stale == 0:
             self.best = {name: value.clone() for name, value in self.average.state_dict().items()}
 
     def state(self) -> dict[str, object]:
-        """Everything that the next step depends on."""
+        """Everything that the next step depends on, the same in every process: all of them must ask."""
+        self.total = self.processes.mean(self.total)
         return {
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
             "adam": self.adam.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "history": self.history,
             "best": self.best,
             "progress": (self.iteration, self.seconds, self.total, self.rows),
@@ -223,7 +279,7 @@ class _Fit:
 
     def load(self, state: dict) -> None:
         """Go back to a state."""
-        for name in ("model", "average", "adam"):
+        for name in ("model", "average", "adam", "scaler"):
             getattr(self, name).load_state_dict(state[name])
         self.history, self.best = state["history"], state["best"]
         self.iteration, self.seconds, total, self.rows = state["progress"]

@@ -38,6 +38,12 @@ class Grid:
         """Number of steps."""
         return sum(self.counts)
 
+    def ends(self) -> "Grid":
+        """The same steps, of which only the first and the last state are kept."""
+        grid = Grid(self.times, self.counts)
+        object.__setattr__(grid, "saves", {self.num_steps: 1})
+        return grid
+
     def steps(self) -> tuple[Tensor, Tensor]:
         """Start and length of every step, float64, each of shape ``(num_steps,)``.
 

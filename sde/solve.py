@@ -1,5 +1,7 @@
 """The time loop on a fixed grid."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -16,7 +18,7 @@ from sde.progress import Progress
 from sde.solvers.euler import EulerMaruyama
 from sde.solvers.interface import Solver, check_pairing
 
-__all__ = ["Equation", "Noise", "check_state", "make_plan", "solve"]
+__all__ = ["Equation", "Noise", "check_state", "make_plan", "solve", "solve_end"]
 
 Noise = NoiseStream | BrownianTree | Increments | None
 """What drives a solve: samples in grid mode or in tree mode, or the increments themselves."""
@@ -89,6 +91,45 @@ def solve(
     if not allow_diverged:
         _check_finite(paths, times, noise)
     return paths
+
+
+def solve_end(
+    sde: Equation,
+    initial: Tensor,
+    times: Tensor,
+    noise: Noise,
+    *,
+    solver: Solver = _DEFAULT_SOLVER,
+    gradient: Gradient = _DEFAULT_GRADIENT,
+) -> Tensor:
+    """The state at the last instant alone, with a step between each two: nothing in between is kept.
+
+    Args:
+        sde: As for :func:`solve`.
+        initial: State at ``times[0]``, shape ``(n, *shape)``.
+        times: Ends of the steps, strictly increasing, shape ``(T,)``.
+        noise: As for :func:`solve`.
+        solver: One-step method.
+        gradient: How the solve is differentiated.
+
+    Returns:
+        The state at ``times[-1]``, shape ``(n, *shape)``.
+
+    Raises:
+        ValueError: As :func:`solve`.
+        TypeError: As :func:`solve`.
+        RuntimeError: If a path diverged.
+
+    Example:
+        >>> from sde.equation import ode
+        >>> solve_end(ode(lambda t, x: 2 * t + 0 * x), torch.zeros(1, 1), torch.tensor([0.0, 1.0, 3.0]), None)
+        tensor([[4.]])
+    """
+    plan = make_plan(sde, initial, times, noise, solver)
+    plan = replace(plan, grid=plan.grid.ends())
+    paths = gradient.run(plan, initial.contiguous(), lambda steps: None)
+    _check_finite(paths, times[[0, -1]], noise)
+    return paths[:, -1]
 
 
 def make_plan(

@@ -26,7 +26,7 @@ OPTIONAL = (
     "zarr",
     "xarray",
 )
-OPTIONAL += ("h5py", "dask", "distributed", "pandas", "triton", "sphinx")
+OPTIONAL += ("h5py", "dask", "distributed", "pandas", "triton", "sphinx", "lightning_fabric", "tensorboard")
 UQ_MAY_IMPORT = ("sde.noise", "sde.shapes", "sde.checkpoint", "sde.progress", "sde.networks", "sde.samples")
 #: The one file in which an optional package is imported at the top.
 HOMES = {

@@ -91,3 +91,29 @@ def test_double_well_drift_is_found_where_the_particle_was(tmp_path):
     assert numbers["widening"] > 3
     assert numbers["sigma"] == pytest.approx(double_well.SIGMA, abs=0.15)
     assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+def _video(folder, **sizes):
+    pytest.importorskip("sklearn", reason="needs the extra data")
+    from examples import latent_video
+
+    numbers = latent_video.main(folder, **sizes)
+    assert (folder / "figure.png").stat().st_size > 10_000
+    for noise in ("Brownian", "fractional"):
+        assert (folder / f"{noise}-0" / "log.csv").read_text().startswith("iteration,loss,seconds")
+    return numbers
+
+
+def test_latent_video_learns_at_once(tmp_path):
+    numbers = _video(tmp_path, iterations=25, seeds=1, train_videos=32, test_videos=4, batch=4)
+    for noise in ("brownian", "fractional"):  # bounds are negative
+        assert numbers[f"{noise}_bound"] > 0.9 * numbers["bound_before"]
+
+
+@pytest.mark.slow
+def test_latent_video_follows_the_digits(tmp_path):
+    numbers = _video(tmp_path, seeds=1)
+    for noise in ("brownian", "fractional"):
+        assert numbers[f"{noise}_bound"] > 0 > numbers["bound_before"]
+        assert numbers[f"{noise}_reconstruction"] > numbers["mean_frame_reconstruction"] + 1
+    assert numbers["fractional_hurst"] > 0.5

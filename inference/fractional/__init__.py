@@ -5,6 +5,7 @@ from inference.fractional.conjugate import ConjugatePosterior
 from inference.fractional.control import HeldControl, held_control
 from inference.fractional.evidence import Smoothed, log_evidence, smoothed
 from inference.fractional.guide import GuidedPaths, GuidedPosterior
+from inference.fractional.matching import LinearEquation, MatchedPosterior
 
 __all__ = [
     "ConjugatePosterior",
@@ -12,6 +13,8 @@ __all__ = [
     "GuidedPaths",
     "GuidedPosterior",
     "HeldControl",
+    "LinearEquation",
+    "MatchedPosterior",
     "Observations",
     "Smoothed",
     "fractional_chain",

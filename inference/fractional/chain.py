@@ -23,6 +23,8 @@ from sde.shapes import check_shapes
 
 __all__ = ["GaussianChain", "Observations", "fractional_chain", "linear_transition"]
 
+_BATCH = 64  # steps of different lengths whose transitions are computed at once
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GaussianChain:
@@ -133,10 +135,10 @@ def linear_transition(matrix: Tensor, noise: Tensor, span: Tensor) -> tuple[Tens
     Args:
         matrix: ``F``, float64, shape ``(D, D)``.
         noise: ``G``, shape ``(D, m)``.
-        span: ``h``, 0-d.
+        span: ``h``, of any shape ``(...)``.
 
     Returns:
-        Both, shape ``(D, D)``.
+        Both, shape ``(..., D, D)``.
 
     Example:
         >>> one = torch.eye(1, dtype=torch.float64)
@@ -144,11 +146,12 @@ def linear_transition(matrix: Tensor, noise: Tensor, span: Tensor) -> tuple[Tens
         >>> torch.allclose(covariance, (1 - torch.exp(torch.tensor([[-2.0]]).double())) / 2)
         True
     """
-    norm = float((torch.linalg.matrix_norm(matrix.detach(), 1) * span.detach()).double())
+    norm = float((torch.linalg.matrix_norm(matrix.detach(), 1) * span.detach().max()).double())
     doublings = max(0, math.ceil(math.log2(norm))) if norm > 1 else 0
-    short = span.double() / 2**doublings
+    short = span.double()[..., None, None] / 2**doublings
     nodes, weights = np.polynomial.legendre.leggauss(10)
-    y, w = (torch.from_numpy(part).to(matrix)[:, None, None] for part in (0.5 * (nodes + 1), 0.5 * weights))
+    shape = (-1, *(1 for _ in short.shape))
+    y, w = (torch.from_numpy(part).to(matrix).view(shape) for part in (0.5 * (nodes + 1), 0.5 * weights))
     spread = torch.linalg.matrix_exp(matrix * (short * y)) @ noise
     covariance = short * (w * (spread @ spread.mT)).sum(0)
     transition = torch.linalg.matrix_exp(matrix * short)
@@ -196,7 +199,7 @@ def fractional_chain(
     times = times.double()
     if len(times) < 2 or not bool((times.diff() > 0).all()):
         raise ValueError(f"`times` must be at least 2 increasing instants; got {len(times)} that are not.")
-    reversion, scale = torch.as_tensor(reversion).double(), torch.as_tensor(scale).double()
+    reversion, scale = (torch.as_tensor(part, dtype=torch.float64) for part in (reversion, scale))
     if callable(model.H) and bool(reversion != 0):
         raise ValueError(f"`reversion` must be 0 where the index depends on time; got {float(reversion)}.")
     rows = _rows(model, times, scale)
@@ -245,10 +248,13 @@ def _system(model: MarkovFBM, reversion: Tensor, omega: Tensor) -> tuple[Tensor,
 
 def _steps(matrix: Tensor, noise: Tensor, spans: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Transitions, covariances and factors of all steps; those of equal length are computed once."""
-    known: dict[float, tuple[Tensor, Tensor]] = {}
     keys = [float(f"{float(span):.12g}") for span in spans]
-    for key in keys:
-        if key not in known:
-            known[key] = linear_transition(matrix, noise, torch.tensor(key))
-    transitions, covariances = (torch.stack([known[key][k] for key in keys]) for k in (0, 1))
+    lengths = sorted(set(keys))
+    parts = [
+        linear_transition(matrix, noise, torch.tensor(lengths[k : k + _BATCH], dtype=torch.float64))
+        for k in range(0, len(lengths), _BATCH)
+    ]
+    place = {length: k for k, length in enumerate(lengths)}
+    rows = [place[key] for key in keys]
+    transitions, covariances = (torch.cat([part[k] for part in parts])[rows] for k in (0, 1))
     return transitions, covariances, low_rank_factors(covariances.detach())

@@ -17,9 +17,9 @@ References:
     Whitaker, Golightly, Boys & Sherlock (2017), for guided proposals. doi:10.1007/s11222-016-9660-3
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ from torch import Tensor
 from inference.fractional.chain import GaussianChain, Observations
 from sde.noise.stream import NoiseStream, Purpose
 
-__all__ = ["GuidedPaths", "GuidedPosterior"]
+__all__ = ["GuidedPaths", "GuidedPosterior", "Law", "Seen", "guide"]
 
 Shift = Callable[[int, Tensor], Tensor]
 """Step and state ``(n, D)`` to an addition to the mean of the step's noise, ``(n, r)``."""
@@ -42,18 +42,85 @@ class GuidedPaths(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Law:
-    """The law of the noise of one step, as a function of the mean that the state has without it."""
+class Law:
+    """The law of the noise of one step, given the mean that the state has without it."""
 
-    deviation: Tensor  #: root of P, shape ``(r, r)``
-    information: Tensor  #: P
-    gain: Tensor  #: P L^T, shape ``(r, D)``
-    eta: Tensor  #: shape ``(B, D)``
-    precision: Tensor  #: Lambda, shape ``(D, D)``
+    root: Tensor  #: Cholesky factor of the inverse of P, shape ``(..., r, r)``
+    inverse: Tensor  #: of the root
+    push: Tensor  #: P L^T eta, shape ``(B, ..., r)``
+    pull: Tensor  #: P L^T Lambda, shape ``(..., r, D)``
 
-    def mean(self, moved: Tensor, series: Tensor) -> Tensor:
-        """Mean of the noise, shape ``(n, r)``; ``moved`` is ``(n, D)``, ``series`` the series of each row."""
-        return (self.eta[series] - moved @ self.precision) @ self.gain.mT
+    def shaken(self, normals: Tensor) -> Tensor:
+        """Noise of covariance P of standard normals ``(..., r)``."""
+        return normals @ self.inverse
+
+    @property
+    def log_root(self) -> Tensor:
+        """Half the log determinant of P, shape ``(...)``."""
+        return self.inverse.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+
+    def divergence(self, mean: Tensor) -> Tensor:
+        """Divergence of the noise from standard normals given means ``(..., Q, r)``, shape ``(..., Q)``."""
+        spread = self.inverse.square().sum((-2, -1)) - mean.shape[-1] - 2 * self.log_root
+        return 0.5 * (spread[..., None] + mean.square().sum(-1))
+
+
+class Seen(NamedTuple):
+    """What is known of a linear function of the state at an instant."""
+
+    row: Tensor  #: the function, shape ``(D,)``
+    values: Tensor  #: shape ``(B, ...)``
+    precisions: Tensor  #: inverse variances, shape ``(...)`` or what broadcasts against the values
+
+
+def guide(
+    start: Tensor, transitions: Tensor, factors: Tensor, seen: Mapping[int, Seen], offsets: Tensor
+) -> list[Law]:
+    """The laws of the noise of chains, given observations: of the initial state, then of every step.
+
+    Args:
+        start: Factors of the covariance of the initial state, shape ``(..., D, r0)``.
+        transitions: Of the means, shape ``(N, ..., D, D)``.
+        factors: Of the covariances of the steps, shape ``(N, ..., D, r)``.
+        seen: What was observed, by the number of the instant.
+        offsets: What the means gain in a step, shape ``(N, ..., D)``.
+
+    Returns:
+        ``N + 1`` laws, differentiable.
+    """
+    size, steps = start.shape[-2], len(transitions)
+    series = max((len(part.values) for part in seen.values()), default=1)
+    precision, eta = start.new_zeros(size, size), start.new_zeros(series, *start.shape[:-2], size)
+    laws: list[Law] = []
+    for n in range(steps, -1, -1):
+        if n in seen:
+            row, values, weight = seen[n]
+            precision = precision + weight[..., None, None] * torch.outer(row, row)
+            eta = eta + (weight * values)[..., None] * row
+        factor = start if n == 0 else factors[n - 1]
+        spread = precision @ factor
+        inner = torch.eye(factor.shape[-1]).to(factor) + factor.mT @ spread
+        root = torch.linalg.cholesky(inner)
+        inverse = torch.linalg.solve_triangular(root, torch.eye(factor.shape[-1]).to(root), upper=False)
+        gain = inverse.mT @ (inverse @ factor.mT)
+        pull = gain @ precision
+        laws.append(Law(root, inverse, _times(gain, eta), pull))
+        if n:
+            transition = transitions[n - 1]
+            eta = eta - _times(precision, offsets[n - 1])
+            eta = _times(transition.mT, eta - _times(spread, _times(gain, eta)))
+            precision = transition.mT @ (precision - spread @ pull) @ transition
+            precision = 0.5 * (precision + precision.mT)
+    return laws[::-1]
+
+
+def _times(matrix: Tensor, vectors: Tensor) -> Tensor:
+    """Matrices ``(..., m, D)``, shared by all series or one for each, times vectors ``(B, ..., D)``."""
+    own = matrix.dim() > vectors.dim()
+    if own and len(matrix) == len(vectors):
+        return (matrix @ vectors[..., None])[..., 0]
+    shared = matrix[0] if own else matrix
+    return (vectors.movedim(0, -2) @ shared.mT).movedim(-2, 0)  # one product for all series
 
 
 class GuidedPosterior:
@@ -93,9 +160,9 @@ class GuidedPosterior:
         Raises:
             ValueError: If there is no such series.
         """
-        if not 0 <= series < len(self.laws[0].eta):
-            raise ValueError(f"`series` must lie in [0, {len(self.laws[0].eta)}); got {series}.")
-        chain, rows = self.chain, torch.full((len(noise),), series)
+        if not 0 <= series < self.observations.num_series:
+            raise ValueError(f"`series` must lie in [0, {self.observations.num_series}); got {series}.")
+        chain = self.chain
         rank = max(chain.start.shape[1], chain.factors.shape[2])
         normals = noise.normals(
             chain.num_steps + 1, purpose=Purpose.WIENER, channels=rank, dtype=torch.float64
@@ -106,14 +173,12 @@ class GuidedPosterior:
             factor = chain.start if n == 0 else chain.factors[n - 1]
             moved = chain.mean.expand(len(noise), -1) if n == 0 else states[-1] @ chain.transitions[n - 1].mT
             drawn = normals[:, n, : factor.shape[1]]
-            mean = law.mean(moved, rows)
+            mean = law.push[series] - moved @ law.pull.mT
             if shift is not None and n:
                 mean = mean + shift(n - 1, states[-1])
-            step = mean + drawn @ law.deviation.mT
-            log_root = law.deviation.diagonal().log().sum()
-            weights = weights + 0.5 * (drawn.square() - step.square()).sum(1) + log_root
-            trace = law.information.diagonal().sum() - factor.shape[1]
-            divergence = divergence + 0.5 * (trace + mean.square().sum(1)) - log_root
+            step = mean + law.shaken(drawn)
+            weights = weights + 0.5 * (drawn.square() - step.square()).sum(1) + law.log_root
+            divergence = divergence + law.divergence(mean)
             states.append(moved + step @ factor.mT)
             if self.observations.at(n) is not None:
                 seen = _one(self.observations, series)
@@ -127,29 +192,11 @@ def _one(observations: Observations, series: int) -> Observations:
     return Observations(observations.steps, values, observations.deviation)
 
 
-def _backwards(chain: GaussianChain, observations: Observations) -> list[_Law]:
-    """The laws of the noise: of the initial state, then of every step."""
-    size, series = len(chain.mean), observations.num_series
-    precision, eta = chain.mean.new_zeros(size, size), chain.mean.new_zeros(series, size)
-    laws: list[_Law] = []
-    for n in range(chain.num_steps, -1, -1):
-        seen = observations.at(n)
-        if seen is not None:
-            row = chain.rows[n]
-            precision = precision + torch.outer(row, row) / seen[1]
-            eta = eta + seen[0][:, None] * row / seen[1]
-        factor = chain.start if n == 0 else chain.factors[n - 1]
-        inner = torch.eye(factor.shape[1], dtype=torch.float64) + factor.mT @ precision @ factor
-        root = torch.linalg.cholesky(inner)
-        inverse = torch.linalg.inv(root)
-        information = inverse.mT @ inverse
-        # The triangular root of P, so that its determinant is at hand.
-        deviation = torch.linalg.cholesky(information)
-        laws.append(_Law(deviation, information, information @ factor.mT, eta, precision))
-        if n:
-            keep = torch.eye(size, dtype=torch.float64) - precision @ factor @ information @ factor.mT
-            transition = chain.transitions[n - 1]
-            eta = (eta @ keep.mT) @ transition
-            precision = transition.mT @ keep @ precision @ transition
-            precision = 0.5 * (precision + precision.mT)
-    return laws[::-1]
+def _backwards(chain: GaussianChain, observations: Observations) -> list[Law]:
+    """The laws of the noise of a chain."""
+    seen = {}
+    for n in observations.steps:
+        values, variance = cast("tuple[Tensor, Tensor]", observations.at(n))
+        seen[n] = Seen(chain.rows[n], values, 1 / variance)
+    offsets = chain.mean.new_zeros(chain.num_steps, len(chain.mean))
+    return guide(chain.start, chain.transitions, chain.factors, seen, offsets)

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from inference.interpolants.draws import Draws
 from inference.interpolants.interpolant import Kind, OneSided
 from inference.interpolants.losses import matching_loss
+from inference.processes import OneProcess, Processes
 from inference.training import FitSettings, fit
+from inference.training_log import History
 from sde.checkpoint import digest
 from sde.networks import evaluate_in_blocks, perceptron
 from sde.noise import NoiseStream, Purpose
@@ -26,7 +28,7 @@ from sde.samples import check_conditions, check_samples, deviations
 
 __all__ = ["FlowSampler", "FlowSettings", "VelocityNetwork", "train_flow"]
 
-History = dict[str, list[float]]
+_ALONE = OneProcess()
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +197,7 @@ def train_flow(
     settings: FlowSettings | None = None,
     interpolant: OneSided | None = None,
     checkpoint: str | Path | None = None,
+    processes: Processes = _ALONE,
     progress: bool = True,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
@@ -213,6 +216,7 @@ def train_flow(
         interpolant: Paths from base to data; ``None`` is the straight line.
         checkpoint: File that holds the state of the training; where it exists and is of this training,
             training goes on from it, and a finished one returns at once.
+        processes: Those that share the batches, as for :func:`inference.training.fit`; ``device`` is theirs.
         progress: Show a bar.
         dtype: Dtype of the network.
         device: Where to train.
@@ -244,9 +248,10 @@ def train_flow(
     target = (matrix.to(units[0]) - units[0]) / units[1]
     given = (known.to(units[0]) - units[2]) / units[3]
     draw = Draws(seed, settings.batch, target.shape, dtype, torch.device(device))
+    share = processes.share.of(settings.batch)
 
     def loss(velocity: nn.Module, iteration: int) -> Tensor:
-        rows, base, t = draw(iteration)
+        rows, base, t = (part[share] for part in draw(iteration))
         return matching_loss(
             lambda t, points: velocity(points, t, given[rows]),
             Kind.VELOCITY,
@@ -276,6 +281,7 @@ def train_flow(
         settings=settings.fit,
         identity=identity,
         checkpoint=checkpoint,
+        processes=processes,
         progress=progress,
         label="flow matching",
     )

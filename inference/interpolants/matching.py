@@ -10,6 +10,7 @@ from inference.interpolants.couplings import Pairs
 from inference.interpolants.interpolant import Interpolant, Kind, OneSided
 from inference.interpolants.losses import matching_loss
 from inference.interpolants.times import TimeLaw, UniformTimes
+from inference.processes import Share
 from sde.noise import NoiseStream, Purpose
 
 __all__ = ["Matching"]
@@ -34,9 +35,10 @@ class Matching:
         times: Law of the times; values are divided by its density.
         weight: A positive function of times ``(n, 1)`` that multiplies the integrand; the minimiser stays
             what it is.
+        share: Part of the samples that is computed here, where several processes share a training.
 
     Raises:
-        ValueError: If the batch is empty.
+        ValueError: If the batch is empty or no multiple of the processes.
 
     Example:
         >>> from inference.interpolants import TwoSided, independent
@@ -56,15 +58,17 @@ class Matching:
     given_base: bool = False
     times: TimeLaw = field(default_factory=UniformTimes)
     weight: Callable[[Tensor], Tensor] = torch.ones_like
+    share: Share = field(default_factory=Share)
 
     def __post_init__(self) -> None:
         if self.batch < 1:
             raise ValueError(f"`batch` must be at least 1; got {self.batch}.")
+        self.share.of(self.batch)  # refuses what it cannot divide
 
     def __call__(self, model: Callable[..., Tensor], iteration: int) -> Tensor:
-        """The mean loss of an iteration, 0-d."""
+        """The mean loss of an iteration, or of this process's share of it, 0-d."""
         noise = NoiseStream(self.seed, iteration * self.batch, (iteration + 1) * self.batch)
-        return self.losses(model, noise).mean()
+        return self.losses(model, noise[self.share.of(self.batch)]).mean()
 
     def losses(self, model: Callable[..., Tensor], noise: NoiseStream) -> Tensor:
         """The losses of the samples of a stream, shape ``(n,)``: for an estimate with a standard error."""

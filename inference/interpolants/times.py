@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["LogitNormalTimes", "TimeLaw", "UniformTimes"]
+__all__ = ["EulerTimes", "LogitNormalTimes", "TimeLaw", "UniformTimes"]
 
 
 class TimeLaw(Protocol):
@@ -101,3 +101,39 @@ class LogitNormalTimes:
         """The density, above 0 within (0, 1)."""
         u = (t.logit() - self.mean) / self.deviation
         return (-0.5 * u**2).exp() / (math.sqrt(2 * math.pi) * self.deviation * t * (1 - t))
+
+
+@dataclass(frozen=True, slots=True)
+class EulerTimes:
+    """The starts 0, 1/k, ... of ``k`` equal Euler steps, each as likely.
+
+    This distils a flow that pairs were made by into a sampler of so many evaluations: the loss is the mean
+    over these times.
+
+    Attributes:
+        count: ``k``, at least 1.
+
+    Raises:
+        ValueError: If there are no steps.
+
+    Example:
+        >>> EulerTimes(2).times(torch.tensor([0.1, 0.6]))
+        tensor([0.0000, 0.5000])
+
+    References:
+        Liu, Gong & Liu (2023), Flow straight and fast, section 3.2. arXiv:2209.03003
+    """
+
+    count: int
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ValueError(f"`count` must be at least 1; got {self.count}.")
+
+    def times(self, uniform: Tensor) -> Tensor:
+        """The start of the step that a uniform lies in."""
+        return (uniform * self.count).floor() / self.count
+
+    def density(self, t: Tensor) -> Tensor:
+        """One: the loss is a mean over the starts, not an integral."""
+        return torch.ones_like(t)

@@ -14,6 +14,7 @@ References:
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
@@ -27,7 +28,7 @@ from sde.equation import Coefficient
 from sde.noise import NoiseStream, Purpose
 from sde.shapes import check_shapes
 
-__all__ = ["Mixture", "MixtureProblem", "gaussian_kl"]
+__all__ = ["Mixture", "MixtureProblem", "gaussian_flow_map", "gaussian_kl"]
 
 _NODES, _HALVINGS = 12, 30
 
@@ -94,6 +95,45 @@ class Mixture:
         constant = 0.5 * x.shape[1] * math.log(2 * math.pi)
         parts = self.weights.log() - log_det - constant - 0.5 * white[..., 0].square().sum(-1)
         return parts.logsumexp(-1)
+
+    def observed(self, matrix: Tensor, value: Tensor, covariance: Tensor) -> Self:
+        """The law given ``matrix @ x + normal noise = value``: again a mixture.
+
+        Args:
+            matrix: Shape ``(q, d)``.
+            value: Shape ``(q,)``.
+            covariance: Of the noise, positive definite, shape ``(q, q)``.
+
+        Returns:
+            The posterior.
+
+        Raises:
+            ValueError: If shapes disagree.
+
+        Example:
+            >>> one = torch.ones(1, 1, dtype=torch.float64)
+            >>> law = Mixture.standard(1).observed(one, 3 * one[0], 0.5 * one)
+            >>> law.means, law.covariances
+            (tensor([[2.]], dtype=torch.float64), tensor([[[0.3333]]], dtype=torch.float64))
+        """
+        check_shapes(
+            matrix=(matrix, "q d"),
+            value=(value, "q"),
+            covariance=(covariance, "q q"),
+            means=(self.means, "k d"),
+        )
+        spread = matrix @ self.covariances @ matrix.T + covariance
+        seen = type(self)(self.weights, self.means @ matrix.T, spread)
+        gains = torch.linalg.solve(spread, matrix @ self.covariances).mT
+        means = self.means + (gains @ (value - seen.means)[..., None])[..., 0]
+        parts = [
+            type(self)(seen.weights[:1] * 0 + 1, m[None], c[None])
+            for m, c in zip(seen.means, spread, strict=True)
+        ]
+        evidence = torch.stack([part.log_density(value[None])[0] for part in parts])
+        weights = (self.weights.log() + evidence).softmax(0)
+        left = self.covariances - gains @ matrix @ self.covariances
+        return type(self)(weights, means, 0.5 * (left + left.mT))
 
     def sample(self, noise: NoiseStream, *, purpose: Purpose = Purpose.USER) -> Tensor:
         """One point for each sample of a stream, shape ``(n, d)``."""
@@ -180,9 +220,6 @@ class MixtureProblem:
             >>> problem = MixtureProblem(OneSided(), base, shifted)
             >>> round(problem.loss_floor(Kind.TARGET), 6)  # -(9 + 1/2) / 2
             -4.75
-
-        References:
-            Albergo, Boffi & Vanden-Eijnden (2023), Stochastic interpolants, section 2.2. arXiv:2303.08797
         """
         if len(self.base.weights) > 1 or len(self.target.weights) > 1:
             raise ValueError("`base` and `target` must be Gaussians; got a mixture of several.")
@@ -284,6 +321,42 @@ class MixtureProblem:
         log_det = 2 * factors.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         log_weights = self._ends()[2].log() - 0.5 * (log_det + (centred * pulled).sum(-1))
         return log_weights.softmax(-1), pulled, pairs
+
+
+def gaussian_flow_map(problem: MixtureProblem) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    r"""The flow map of an interpolant between two Gaussians in one dimension.
+
+    .. math:: X_{s,t}(x) = m_t + \sqrt{C_t / C_s}\,(x - m_s)
+
+    Args:
+        problem: Between single Gaussians of dimension 1.
+
+    Returns:
+        A function of times s and t, each 0-d or ``(n, 1)``, and points ``(n, 1)`` at s.
+
+    Raises:
+        ValueError: If a law is a mixture of several or of more dimensions.
+
+    Example:
+        >>> one = torch.ones(1, dtype=torch.float64)
+        >>> ends = Mixture.gaussian(-one, one[None] / 2), Mixture.gaussian(2 * one, 2 * one[None])
+        >>> jump = gaussian_flow_map(MixtureProblem(TwoSided(), *ends))
+        >>> jump(torch.tensor(0.2), torch.tensor(0.9), 0.7 * one[None])
+        tensor([[3.6250]], dtype=torch.float64)
+    """
+    if max(len(problem.base.weights), len(problem.target.weights), problem.target.means.shape[1]) > 1:
+        raise ValueError(
+            "`problem` must be between Gaussians in one dimension; got mixtures or more dimensions."
+        )
+
+    def jump(s: Tensor, t: Tensor, x: Tensor) -> Tensor:
+        (first, start), (second, end) = (
+            (pairs.means[:, 0], pairs.covariances[:, 0, 0])
+            for pairs in (problem._pairs(s), problem._pairs(t))
+        )
+        return second + (end / start).sqrt() * (x - first)
+
+    return jump
 
 
 def gaussian_kl(first: Mixture, second: Mixture) -> Tensor:

@@ -25,6 +25,7 @@ References:
     doi:10.1017/S0962492910000048
 """
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -44,7 +45,7 @@ _TERMS = 10
 
 
 class Node(NamedTuple):
-    """The schedule at a time, each 0-d."""
+    """The schedule at a time, each 0-d, or ``(n, 1, ...)`` where each sample has its own."""
 
     time: Tensor
     signal: Tensor
@@ -113,9 +114,9 @@ class DPMSolver:
         x, past = initial, []
         for source, end in pairwise(grid):
             if not bool((end.log_snr - source.log_snr).isfinite()):
-                x, past = ddim_step(source, end, x, _predict(prediction, Kind.TARGET, source, x)), []
+                x, past = ddim_step(source, end, x, predict(prediction, Kind.TARGET, source, x)), []
             elif self.multistep:
-                value = _predict(prediction, self.form, source, x)
+                value = predict(prediction, self.form, source, x)
                 past = [(source.log_snr, value), *past[: self.order - 1]]
                 x = self._multistep(source, end, x, past)
             else:
@@ -135,23 +136,23 @@ class DPMSolver:
             second = 2 * (slopes[0] - slopes[1]) / (gaps[0] + gaps[1]).to(x)
             derivatives = [past[0][1], slopes[0] + 0.5 * gaps[0].to(x) * second]
             derivatives.append(0.5 * second if self.legacy else second)
-        return self._advance(source, end, x, [d * (h**k).to(x) for k, d in enumerate(derivatives)])
+        return self.advance(source, end, x, [d * (h**k).to(x) for k, d in enumerate(derivatives)])
 
     def _singlestep(self, prediction: Prediction, source: Node, end: Node, x: Tensor) -> Tensor:
         """A step with its own stages: at one half, or at one and two thirds of it."""
-        value = _predict(prediction, self.form, source, x)
+        value = predict(prediction, self.form, source, x)
         if self.order == 1:
-            return self._advance(source, end, x, [value])
-        first = _between(prediction, source, end, 1 / self.order)
-        change = _predict(prediction, self.form, first, self._advance(source, first, x, [value])) - value
+            return self.advance(source, end, x, [value])
+        first = between(prediction, source, end, 1 / self.order)
+        change = predict(prediction, self.form, first, self.advance(source, first, x, [value])) - value
         if self.order == 2:
-            return self._advance(source, end, x, [value + change])
-        second = _between(prediction, source, end, 2 / 3)
-        there = self._advance(source, second, x, [value, 2 * change])  # two thirds over one third
-        change = _predict(prediction, self.form, second, there) - value
-        return self._advance(source, end, x, [value, 1.5 * change])
+            return self.advance(source, end, x, [value + change])
+        second = between(prediction, source, end, 2 / 3)
+        there = self.advance(source, second, x, [value, 2 * change])  # two thirds over one third
+        change = predict(prediction, self.form, second, there) - value
+        return self.advance(source, end, x, [value, 1.5 * change])
 
-    def _advance(self, source: Node, end: Node, x: Tensor, taylor: list[Tensor]) -> Tensor:
+    def advance(self, source: Node, end: Node, x: Tensor, taylor: list[Tensor]) -> Tensor:
         """The exact step for a prediction with the derivatives ``taylor``, in units of the step."""
         h, data = end.log_snr - source.log_snr, self.form is Kind.TARGET
         ratio = end.deviation / source.deviation if data else end.signal / source.signal
@@ -196,7 +197,7 @@ class StochasticDPMSolver:
             raise ValueError("`times` must increase for StochasticDPMSolver; got decreasing ones.")
         x, last, last_gap = initial, None, None
         for step, (source, end) in enumerate(pairwise(grid)):
-            value, h = _predict(prediction, Kind.TARGET, source, x), end.log_snr - source.log_snr
+            value, h = predict(prediction, Kind.TARGET, source, x), end.log_snr - source.log_snr
             middle = value
             finite = bool(h.isfinite())
             if self.order == 2 and finite and last is not None and last_gap is not None:
@@ -209,12 +210,12 @@ class StochasticDPMSolver:
         return x
 
 
-def _predict(prediction: Prediction, kind: Kind, node: Node, x: Tensor) -> Tensor:
+def predict(prediction: Prediction, kind: Kind, node: Node, x: Tensor) -> Tensor:
     """A field at a node."""
     return prediction.combine({kind: 1.0}, node.time.to(x), x)
 
 
-def _between(prediction: Prediction, source: Node, end: Node, share: float) -> Node:
+def between(prediction: Prediction, source: Node, end: Node, share: float) -> Node:
     """The node at a share of the step in the log signal-to-noise ratio."""
     schedule = one_sided_schedule(prediction, "DPMSolver")
     log_snr = source.log_snr + share * (end.log_snr - source.log_snr)
@@ -230,17 +231,13 @@ def _check_start(grid: list[Node]) -> None:
 
 
 def _phi(k: int, y: Tensor) -> Tensor:
-    """The function phi of exponential integrators, of order ``k`` from 1 to 3, of a 0-d argument."""
-    if abs(float(y)) < _SERIES:
-        total, term = torch.zeros_like(y), torch.ones_like(y)
-        for j in range(1, k + 1):
-            term = term / j
-        for j in range(_TERMS):
-            total, term = total + term, term * y / (k + 1 + j)
-        return total
-    value = torch.expm1(y) / y
-    factorial = 1.0
+    """The function phi of exponential integrators, of order ``k`` from 1 to 3, elementwise."""
+    small = y.abs() < _SERIES
+    near, far = torch.where(small, y, 0.0), torch.where(small, 1.0, y)
+    series, term = torch.zeros_like(y), torch.ones_like(y) / math.factorial(k)
+    for j in range(_TERMS):
+        series, term = series + term, term * near / (k + 1 + j)
+    value = torch.expm1(far) / far
     for j in range(1, k):
-        factorial *= j
-        value = (value - 1 / factorial) / y
-    return value
+        value = (value - 1 / math.factorial(j)) / far
+    return torch.where(small, series, value)

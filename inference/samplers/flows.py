@@ -29,7 +29,7 @@ from inference.interpolants.prediction import Prediction
 from inference.samplers.interface import check_times
 from sde.equation import SDE, NoiseStructure, ode
 from sde.noise import NoiseStream
-from sde.solve import solve
+from sde.solve import solve_end
 from sde.solvers import Heun, Solver
 
 __all__ = [
@@ -218,5 +218,4 @@ def diffusivity_at(eps: Diffusivity, t: Tensor) -> Tensor:
 
 def _last(equation: SDE, initial: Tensor, times: Tensor, noise: NoiseStream | None, solver: Solver) -> Tensor:
     """The end of a solve that keeps no state between."""
-    substeps = times.to(initial)
-    return solve(equation, initial, substeps, noise, solver=solver)[:, -1]
+    return solve_end(equation, initial, times.to(initial), noise, solver=solver)

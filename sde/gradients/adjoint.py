@@ -12,6 +12,7 @@ from sde.calculus import to_stratonovich
 from sde.equation import SDE
 from sde.gradients.instants import InstantBars
 from sde.gradients.parameters import check_parameters, trainable
+from sde.gradients.tableau import adjoint_step, has_tableau
 from sde.march import Plan, Step, stack
 
 __all__ = ["Adjoint"]
@@ -27,8 +28,10 @@ class Adjoint:
         \mathrm d\bar\theta = -a\,\partial_\theta f\,\mathrm dt - a\,\partial_\theta g \circ \mathrm dW
 
     beside the state, from the end to the start, by Heun's scheme in Stratonovich form and with the noise of
-    the forward pass. The result is the gradient of the exact solution up to both discretisations,
-    not of the numbers that the forward pass returned. The state is restored at the instants that were saved.
+    the forward pass; equations without noise that a Runge--Kutta scheme with a tableau integrated, by that
+    scheme (unless gradients of the instants are asked for). The result is the gradient of the exact solution
+    up to both discretisations, not of the numbers that the forward pass returned. The state is restored at
+    the instants that were saved.
 
     Attributes:
         allow_missing: Whether drift and diffusion may use tensors that the equation does not name among its
@@ -58,7 +61,6 @@ class _Context(Protocol):
     """What is kept for the backward pass."""
 
     plan: Plan
-    sde: SDE
     parameters: tuple[Tensor, ...]
     saved_tensors: tuple[Tensor, ...]
 
@@ -85,7 +87,7 @@ class _AdjointSolve(torch.autograd.Function):
             report(count)
         paths = stack(initial, saved)
         assert isinstance(plan.sde, SDE)  # checked before
-        ctx.plan, ctx.sde, ctx.parameters = plan, to_stratonovich(plan.sde), parameters
+        ctx.plan, ctx.parameters = plan, parameters
         ctx.save_for_backward(paths)
         return paths
 
@@ -98,16 +100,22 @@ class _AdjointSolve(torch.autograd.Function):
         plan, parameters = ctx.plan, ctx.parameters
         adjoint, bars = torch.zeros_like(paths[:, 0]), [torch.zeros_like(p) for p in parameters]
         state, instants = paths[:, -1], InstantBars(plan)
+        assert isinstance(plan.sde, SDE)  # checked before
+        by_tableau = has_tableau(plan) and not instants.wanted
+        sde = plan.sde if by_tableau else to_stratonovich(plan.sde)
         for first in reversed(range(0, plan.num_steps, plan.chunk)):
             noise = list(plan.noise(first, min(plan.chunk, plan.num_steps - first)))
             for k in reversed(range(len(noise))):
                 number = first + k
                 if instant := plan.grid.saves.get(number + 1):
                     state, adjoint = paths[:, instant], adjoint + cotangents[:, instant]
-                ends = Step(
-                    number, plan.starts[number].detach(), plan.sizes[number].detach(), noise[k], state
-                )
-                state, adjoint, changes = _step_back(ctx.sde, parameters, adjoint, ends, instants)
+                if by_tableau:
+                    state, adjoint, changes = adjoint_step(plan, number, state, adjoint, parameters)
+                else:
+                    ends = Step(
+                        number, plan.starts[number].detach(), plan.sizes[number].detach(), noise[k], state
+                    )
+                    state, adjoint, changes = _step_back(sde, parameters, adjoint, ends, instants)
                 bars = [bar + change for bar, change in zip(bars, changes, strict=True)]
         return None, None, adjoint + cotangents[:, 0], instants.of_times(), *bars
 

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from inference.encoders import GRUEncoder, TemporalConvolution
 from inference.fractional import GaussianChain, Observations, log_evidence
+from inference.fractional.latent import GuidedDynamics
 from inference.girsanov import solve_controlled
+from inference.latent_dynamics import ControlledDynamics
 from inference.latent_noise import FractionalNoise
 from inference.latent_samplers import PosteriorSampler, PriorSampler, predict
 from inference.latent_sde import ConstantDiffusion, DiagonalDiffusion, LatentSDE, latent_sde
@@ -36,11 +38,12 @@ class _Reversion(nn.Module):
 def _noise(kind: str) -> FractionalNoise | None:
     if kind == "Brownian":
         return None
-    return FractionalNoise(0.7, horizon=1.0, step=0.05, num_rates=4, kind=kind)  # type: ignore[arg-type]
+    # Explicit steps of 0.05 resolve its rates.
+    return FractionalNoise(0.7, horizon=1.0, step=0.2, num_rates=4, kind=kind)  # type: ignore[arg-type]
 
 
 def _linear(kind: str, *, seed: int = 0) -> LatentSDE:
-    """A linear Gaussian model, whose evidence is known."""
+    """A linear Gaussian model, whose evidence is known, with a control as posterior."""
     return LatentSDE(
         drift=_Reversion(),
         diffusion=ConstantDiffusion(1, start=0.8, learned=False, dtype=_F64),
@@ -52,13 +55,25 @@ def _linear(kind: str, *, seed: int = 0) -> LatentSDE:
         seed=seed,
         width=16,
         noise=_noise(kind),
+        solver=EulerMaruyama(),
     )
+
+
+def _networks(model: LatentSDE) -> tuple[nn.Sequential, nn.Sequential]:
+    """What a posterior starts with at zero."""
+    dynamics = model.dynamics
+    if isinstance(dynamics, GuidedDynamics):
+        assert dynamics.residual is not None
+        assert dynamics.recognition is not None
+        return dynamics.residual, dynamics.recognition
+    assert isinstance(dynamics, ControlledDynamics)
+    return dynamics.control, dynamics.recognition
 
 
 @torch.no_grad()
 def _disturb(model: LatentSDE, size: float = 0.1) -> LatentSDE:
     """Move the posterior away from the prior."""
-    for k, part in enumerate((model.control, model.recognition)):
+    for k, part in enumerate(_networks(model)):
         for j, parameter in enumerate(part[-1].parameters()):
             drawn = NoiseStream(9, 2 * k + j, 2 * k + j + 1).normals(parameter.numel(), dtype=parameter.dtype)
             parameter.copy_(size * drawn.view_as(parameter))
@@ -68,13 +83,15 @@ def _disturb(model: LatentSDE, size: float = 0.1) -> LatentSDE:
 @torch.no_grad()
 def _evidence(model: LatentSDE, observed: list[int]) -> Tensor:
     """Exact log evidence of the values at some of the instants, of the chain that the solver makes."""
-    sde, grid = model.equation(), make_grid(_TIMES, max_step=model.max_step)
+    dynamics = model.dynamics
+    assert isinstance(dynamics, ControlledDynamics)
+    sde, grid = dynamics.equation(), make_grid(_TIMES, max_step=model.max_step)
     starts, sizes = grid.steps()
-    unit = torch.eye(model.state_dim, dtype=_F64)
+    unit = torch.eye(dynamics.state_dim, dtype=_F64)
     matrix = sde.drift(starts[0], unit).mT
-    diffusion = sde.diffusion(starts[0], unit[:1]).reshape(model.state_dim, 1)
-    origin = model.initial_state(torch.zeros(1, model.code_dim, dtype=_F64))[0]
-    spread = model.initial_state(torch.eye(model.code_dim, dtype=_F64)) - origin
+    diffusion = sde.diffusion(starts[0], unit[:1]).reshape(dynamics.state_dim, 1)
+    origin = dynamics.initial_state(torch.zeros(1, model.code_dim, dtype=_F64))[0]
+    spread = dynamics.initial_state(torch.eye(model.code_dim, dtype=_F64)) - origin
     factors = sizes.sqrt()[:, None, None] * diffusion
     chain = GaussianChain(
         torch.cat((starts, _TIMES[-1:])),
@@ -114,7 +131,7 @@ def test_bound_is_below_the_exact_evidence_and_its_weights_average_to_it(
 @pytest.mark.parametrize("kind", ["Brownian", "II"])
 def test_training_closes_the_bound(kind: str) -> None:
     model, series = _linear(kind), _series([0, 1, 2, 3, 4, 5])
-    parameters = [*model.control.parameters(), *model.recognition.parameters(), *model.encoder.parameters()]
+    parameters = [p for part in (*_networks(model), model.encoder) for p in part.parameters()]
     adam = torch.optim.Adam(parameters, lr=2e-2)
     for step in range(120):
         noise = NoiseStream(2, 64 * step, 64 * step + 64)
@@ -218,7 +235,7 @@ def test_weights_of_a_control_are_exact_for_every_scheme(solver: Solver) -> None
 
 
 def test_state_dependent_diffusion_with_fractional_noise_is_stratonovich() -> None:
-    noise = FractionalNoise(0.7, horizon=1.0, step=0.05, num_rates=4)
+    noise = FractionalNoise(0.7, horizon=1.0, step=0.2, num_rates=4)
     parts = {"diffusion": DiagonalDiffusion(3, seed=1), "noise": noise, "max_step": 0.05, "seed": 0}
     with pytest.raises(ValueError, match="`sde` must be Stratonovich"):
         latent_sde(2, 3, **parts)
@@ -275,8 +292,10 @@ def test_likelihoods_have_the_densities_of_their_laws() -> None:
         (lambda: FractionalNoise(0.99, horizon=1.0, step=0.01), "`hurst` must lie between `bounds`"),
         (lambda: latent_sde(1, 1, max_step=0.0, seed=0), "`max_step` must be positive"),
         (
-            lambda: latent_sde(1, 1, max_step=0.1, seed=0, noise=FractionalNoise(horizon=1.0, step=0.01)),
-            "`max_step` must be at most 0.015 for the rates",
+            lambda: latent_sde(
+                1, 1, max_step=0.1, seed=0, noise=FractionalNoise(horizon=1.0, step=0.01), solver=Heun()
+            ),
+            "`max_step` must be at most 0.00375 for the rates",
         ),
         (lambda: _linear("II").posterior(_series([0]), NoiseStream(0, 0, 3), paths=2), "`noise` must hold"),
         (

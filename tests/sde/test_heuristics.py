@@ -88,6 +88,16 @@ def test_adaptive_estimates_are_differentiable_and_those_of_the_accepted_steps()
     assert states.requires_grad
 
 
+def test_adaptive_estimate_weighs_errors_by_the_steps() -> None:
+    # Steps that always pass go from instant to instant.
+    tree, start = BrownianTree(NoiseStream(0, 0, 2), 0.0, 1.0), torch.ones(2, 1, dtype=_F64)
+    equation, control = ode(lambda t, x: -x), Control(rtol=1e3, first=0.25)
+    done = solve_adaptive(equation, start, _TIMES, tree, solver=Heun(), control=control)
+    assert done.accepted.tolist() == [4, 4]
+    fixed = solve_with_heuristics(equation, start, _TIMES, None, solver=Heun())
+    torch.testing.assert_close(done.error, fixed.error[:, -1])
+
+
 def test_adaptive_solve_of_an_ordinary_equation_counts_and_estimates() -> None:
     tree, start = BrownianTree(NoiseStream(0, 0, 2), 0.0, 1.0), torch.ones(2, 1, dtype=_F64)
     done = solve_adaptive(ode(lambda t, x: -5 * x), start, _TIMES, tree, solver=Heun())

@@ -7,10 +7,13 @@ import pytest
 import torch
 from scipy.stats import t as student
 from torch import Tensor
+from torch.distributions import MultivariateNormal
 
 from sde import SDE, Estimator, NoiseStream, NoiseStructure, gradient_of_expectation
+from sde.gradients.likelihood_ratio import walk_with_log_density
 from sde.sensitivities import ExpectationGradient
-from sde.solvers import Milstein
+from sde.solve import make_plan
+from sde.solvers import EulerMaruyama, Milstein
 
 _F64 = torch.float64
 _ONE_STEP = torch.tensor([0.0, 1.0], dtype=_F64)
@@ -113,6 +116,48 @@ def test_likelihood_ratio_agrees_with_paths_for_matrix_noise() -> None:
         assert (gap.abs() < _LIMIT * (errors[0] ** 2 + errors[1] ** 2).sqrt()).all()
         assert errors[1].max() < 0.1
     assert abs(float(found[0].value - found[1].value)) < 1e-9  # the same paths
+
+
+@pytest.mark.parametrize("matrix", [False, True])
+def test_log_density_is_that_of_the_normal_steps(matrix: bool) -> None:
+    theta = _leaf(0.4)
+
+    def diffusion(t: Tensor, x: Tensor) -> Tensor:
+        own = theta * (1.5 + x.sin())
+        return torch.diag_embed(own) + 0.1 * x[:, :, None] if matrix else own
+
+    structure, processes = (NoiseStructure.GENERAL, 2) if matrix else (NoiseStructure.DIAGONAL, None)
+    sde = SDE(lambda t, x: -theta * x, diffusion, structure, noise_dim=processes)
+    start, times = torch.tensor([[1.0, -0.5], [0.2, 2.0]], dtype=_F64), torch.linspace(0, 1, 3, dtype=_F64)
+    plan = make_plan(sde, start, times, NoiseStream(4, 0, 2), EulerMaruyama(), 1, None)
+    states, found = walk_with_log_density(plan, start)
+    total = torch.zeros(2, dtype=_F64)
+    for k in range(2):
+        old, factor = states[:, k], diffusion(times[k], states[:, k])
+        factor = factor if matrix else torch.diag_embed(factor)
+        law = MultivariateNormal(old - 0.5 * theta * old, 0.5 * factor @ factor.mT)
+        total = total + law.log_prob(states[:, k + 1])
+    # The additive constant is left away, so what is compared is the score of each path.
+    for mine, exact in zip(found, total, strict=True):
+        scores = [torch.autograd.grad(each, theta, retain_graph=True)[0] for each in (mine, exact)]
+        torch.testing.assert_close(*scores)
+
+
+def test_constant_functional_has_no_derivative_at_all() -> None:
+    # The mean of the others cancels it sample by sample, in batches of two as in any.
+    mu, sigma = _leaf(_MU), _leaf(_SIGMA)
+    found = gradient_of_expectation(
+        _logarithm(mu, sigma),
+        torch.zeros(1, dtype=_F64),
+        _ONE_STEP,
+        NoiseStream(5, 0, 64),
+        lambda paths: torch.full((len(paths),), 3.0, dtype=_F64),
+        [mu, sigma],
+        estimator=Estimator.LIKELIHOOD_RATIO,
+        batches=32,
+    )
+    assert float(found.value) == 3.0
+    assert not any(each.any() for each in found.gradients)
 
 
 @pytest.mark.parametrize(
