@@ -9,6 +9,7 @@ from examples import (
     executors_and_resume,
     fractional_bridge,
     latent_lorenz,
+    reflow,
     sde_monte_carlo,
     sobol_function,
 )
@@ -91,6 +92,23 @@ def test_double_well_drift_is_found_where_the_particle_was(tmp_path):
     assert numbers["widening"] > 3
     assert numbers["sigma"] == pytest.approx(double_well.SIGMA, abs=0.15)
     assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+def test_reflow_straightens_at_once(tmp_path):
+    numbers = reflow.main(tmp_path, iterations=200, points=300)
+    # Independent pairs: one step of Euler's method sends every point to the mean of the target.
+    assert numbers["one_step_before"] == pytest.approx(numbers["mean_only"], rel=0.1)
+    assert numbers["straightness"] < 0.1 * numbers["straightness_before"]
+    assert numbers["one_step"] < 0.5 * numbers["one_step_before"]
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_reflow_makes_one_step_as_good_as_a_fine_solve(tmp_path):
+    numbers = reflow.main(tmp_path)
+    assert numbers["straightness"] < 0.01 * numbers["straightness_before"]
+    assert numbers["one_step"] < numbers["floor"] + 0.05
+    assert numbers["map_change"] < 0.1
 
 
 def _video(folder, **sizes):

@@ -17,6 +17,7 @@ from inference.interpolants.couplings import (
     independent,
     paired,
 )
+from inference.interpolants.field_network import FieldNetwork
 from inference.interpolants.flow import FlowSampler, FlowSettings, VelocityNetwork, train_flow
 from inference.interpolants.interpolant import Interpolant, Kind, Mirror, OneSided, TwoSided
 from inference.interpolants.losses import kl_bound, matching_loss
@@ -41,6 +42,7 @@ __all__ = [
     "EncodingDecoding",
     "Entropic",
     "Fading",
+    "FieldNetwork",
     "FlowSampler",
     "FlowSettings",
     "Interpolant",

@@ -32,10 +32,10 @@ class Matching:
         seed: Seed of everything random.
         antithetic: Evaluate the network at both points of a pair of latent variables.
         given_base: Call the network with the base point as third argument: the pairs are then kept.
+        share: Part of the samples that is computed here, where several processes share a training.
         times: Law of the times; values are divided by its density.
         weight: A positive function of times ``(n, 1)`` that multiplies the integrand; the minimiser stays
             what it is.
-        share: Part of the samples that is computed here, where several processes share a training.
 
     Raises:
         ValueError: If the batch is empty or no multiple of the processes.
@@ -56,9 +56,9 @@ class Matching:
     seed: int
     antithetic: bool = True
     given_base: bool = False
+    share: Share = field(default_factory=Share)
     times: TimeLaw = field(default_factory=UniformTimes)
     weight: Callable[[Tensor], Tensor] = torch.ones_like
-    share: Share = field(default_factory=Share)
 
     def __post_init__(self) -> None:
         if self.batch < 1:

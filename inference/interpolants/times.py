@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["EulerTimes", "LogitNormalTimes", "TimeLaw", "UniformTimes"]
+__all__ = ["LogitNormalTimes", "StartTimes", "TimeLaw", "UniformTimes"]
 
 
 class TimeLaw(Protocol):
@@ -68,8 +68,7 @@ class LogitNormalTimes:
     .. math:: p(t) = \frac{1}{s\, t (1 - t)}\, \varphi\Bigl( \frac{\log (t / (1 - t)) - m}{s} \Bigr)
 
     The density vanishes at the ends, where the weighted loss has a large variance unless the integrand
-    vanishes,
-    too: a deviation of 1.4 or more is near the uniform law.
+    vanishes, too: a deviation of 1.4 or more is near the uniform law.
 
     Attributes:
         mean: ``m``.
@@ -104,36 +103,35 @@ class LogitNormalTimes:
 
 
 @dataclass(frozen=True, slots=True)
-class EulerTimes:
-    """The starts 0, 1/k, ... of ``k`` equal Euler steps, each as likely.
+class StartTimes:
+    """The starts of equal Euler steps, 0, 1/k, ..., equally often: the loss is the mean over them.
 
-    This distils a flow that pairs were made by into a sampler of so many evaluations: the loss is the mean
-    over these times.
+    On pairs that a flow has made this distils the flow into a sampler of ``k`` evaluations.
 
     Attributes:
-        count: ``k``, at least 1.
+        count: Number ``k`` of steps, at least 1.
 
     Raises:
-        ValueError: If there are no steps.
+        ValueError: If it is below 1.
 
     Example:
-        >>> EulerTimes(2).times(torch.tensor([0.1, 0.6]))
-        tensor([0.0000, 0.5000])
+        >>> StartTimes(4).times(torch.tensor([0.1, 0.6, 0.9]))
+        tensor([0.0000, 0.5000, 0.7500])
 
     References:
-        Liu, Gong & Liu (2023), Flow straight and fast, section 3.2. arXiv:2209.03003
+        Liu, Gong & Liu (2023), Flow straight and fast, section 2.2 on distillation. arXiv:2209.03003
     """
 
     count: int
 
     def __post_init__(self) -> None:
-        if self.count < 1:
-            raise ValueError(f"`count` must be at least 1; got {self.count}.")
+        if isinstance(self.count, bool) or not isinstance(self.count, int) or self.count < 1:
+            raise ValueError(f"`count` must be a whole number of at least 1; got {self.count!r}.")
 
     def times(self, uniform: Tensor) -> Tensor:
-        """The start of the step that a uniform lies in."""
+        """The quantile function."""
         return (uniform * self.count).floor() / self.count
 
     def density(self, t: Tensor) -> Tensor:
-        """One: the loss is a mean over the starts, not an integral."""
+        """One: the density in the law that has these times equally often."""
         return torch.ones_like(t)

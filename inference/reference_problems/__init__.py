@@ -2,12 +2,7 @@
 
 from inference.reference_problems.coupled import CoupledGaussian, PointGaussian
 from inference.reference_problems.linear import LinearProcess
-from inference.reference_problems.mixture import (
-    Mixture,
-    MixtureProblem,
-    gaussian_flow_map,
-    gaussian_kl,
-)
+from inference.reference_problems.mixture import Mixture, MixtureProblem, gaussian_flow_map, gaussian_kl
 
 __all__ = [
     "CoupledGaussian",
