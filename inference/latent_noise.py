@@ -191,7 +191,8 @@ class MultifractionalNoise(nn.Module):
     ) -> None:
         super().__init__()
         _raw(0.5 * sum(bounds), bounds)
-        self.index, self.kind = index, kind
+        self.kind: Kind = kind
+        self.index = index
         self.bounds, self.num_rates = bounds, num_rates
         self.horizon, self.step = horizon, step
         self.model()

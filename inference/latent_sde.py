@@ -72,7 +72,7 @@ class LatentSDE(nn.Module):
         latent_dim: Number of components of ``X``.
         max_step: Length that no step exceeds.
         seed: Seed of the initial weights of the posterior.
-        width: Width of its hidden layers.
+        width: Width of its hidden layers; 0 leaves the network of a guided posterior out.
         content_dim: Number of components of the content, at least 0.
         noise: Fractional noise; ``None`` is Brownian motion.
         sites: Pseudo-observations that guide the posterior with additive fractional noise, a module of
@@ -125,16 +125,11 @@ class LatentSDE(nn.Module):
             self.dynamics = ControlledDynamics(
                 drift, diffusion, noise, solver=scheme, gradient=gradient, **shared
             )
-        self.content = (
-            perceptron(
-                (context_dim, width, 2 * content_dim),
-                seed=NoiseStream(seed, 0, 1).fork("content").seed,
-                dtype=kind,
-                zero_last=True,
-            )
-            if content_dim
-            else None
-        )
+        self.content: nn.Module | None = None
+        if content_dim:
+            sizes = (context_dim, max(1, width), 2 * content_dim)
+            content_seed = NoiseStream(seed, 0, 1).fork("content").seed
+            self.content = perceptron(sizes, seed=content_seed, dtype=kind, zero_last=True)
 
     @property
     def drift(self) -> nn.Module:
@@ -283,6 +278,7 @@ def latent_sde(
     max_step: float,
     seed: int,
     width: int = 64,
+    content_dim: int = 0,
     encoder: nn.Module | None = None,
     diffusion: nn.Module | None = None,
     likelihood: nn.Module | None = None,
@@ -298,6 +294,7 @@ def latent_sde(
         max_step: Length that no step of the solver exceeds.
         seed: Seed of all initial weights.
         width: Width of the hidden layers.
+        content_dim: Number of components that do not move.
         encoder: ``None`` is a :class:`GRUEncoder` of 32 features.
         diffusion: ``None`` is a learned constant for each component.
         likelihood: ``None`` is :class:`Gaussian` with a learned deviation.
@@ -325,7 +322,9 @@ def latent_sde(
     return LatentSDE(
         drift=NeuralDrift(latent_dim, width=width, seed=seed_of("drift"), dtype=dtype),
         diffusion=ConstantDiffusion(latent_dim, dtype=dtype) if diffusion is None else diffusion,
-        decoder=perceptron((latent_dim, width, observed_dim), seed=seed_of("decoder"), dtype=dtype),
+        decoder=perceptron(
+            (latent_dim + content_dim, width, observed_dim), seed=seed_of("decoder"), dtype=dtype
+        ),
         likelihood=Gaussian(observed_dim, dtype=dtype) if likelihood is None else likelihood,
         encoder=GRUEncoder(observed_dim, seed=seed_of("encoder"), dtype=dtype)
         if encoder is None
@@ -334,6 +333,7 @@ def latent_sde(
         max_step=max_step,
         seed=seed,
         width=width,
+        content_dim=content_dim,
         noise=noise,
         solver=solver,
     )

@@ -199,7 +199,7 @@ def fractional_chain(
     times = times.double()
     if len(times) < 2 or not bool((times.diff() > 0).all()):
         raise ValueError(f"`times` must be at least 2 increasing instants; got {len(times)} that are not.")
-    reversion, scale = torch.as_tensor(reversion).double(), torch.as_tensor(scale).double()
+    reversion, scale = (torch.as_tensor(part, dtype=torch.float64) for part in (reversion, scale))
     if callable(model.H) and bool(reversion != 0):
         raise ValueError(f"`reversion` must be 0 where the index depends on time; got {float(reversion)}.")
     rows = _rows(model, times, scale)

@@ -115,8 +115,12 @@ def guide(
 
 
 def _times(matrix: Tensor, vectors: Tensor) -> Tensor:
-    """Matrices ``(..., m, D)`` times vectors ``(B, ..., D)``."""
-    return (matrix @ vectors[..., None])[..., 0]
+    """Matrices ``(..., m, D)``, shared by all series or one for each, times vectors ``(B, ..., D)``."""
+    own = matrix.dim() > vectors.dim()
+    if own and len(matrix) == len(vectors):
+        return (matrix @ vectors[..., None])[..., 0]
+    shared = matrix[0] if own else matrix
+    return (vectors.movedim(0, -2) @ shared.mT).movedim(-2, 0)  # one product for all series
 
 
 class GuidedPosterior:

@@ -64,7 +64,8 @@ class GuidedDynamics(LatentDynamics):
         max_step: As there; steps need only resolve the drift.
         sites: Module of features and series to sites; ``None`` is a network of the features.
         seed: Seed of the initial weights.
-        width: Width of the hidden layers.
+        width: Width of the hidden layers; 0 leaves the residual out, which has nothing to add where the drift
+            is linear and the sites are the data.
         dtype: As there.
 
     Raises:
@@ -98,10 +99,12 @@ class GuidedDynamics(LatentDynamics):
         #: How the start depends on the normals of the past: a stationary process does.
         self.initial_past = nn.Parameter(torch.zeros(latent_dim, self.past.shape[-1], dtype=dtype))
         self.surrogate = drift if isinstance(drift, LinearDrift) else LinearDrift(latent_dim, dtype=dtype)
-        sizes = (3 * latent_dim + context_dim + 1, width, width, latent_dim * noise.num_rates)
-        self.residual = perceptron(sizes, seed=seeds["control"], dtype=dtype, zero_last=True)
-        sizes = (context_dim, width, self.code_dim)
-        self.recognition = perceptron(sizes, seed=seeds["recognition"], dtype=dtype, zero_last=True)
+        self.residual = self.recognition = None
+        if width:
+            sizes = (3 * latent_dim + context_dim + 1, width, width, latent_dim * noise.num_rates)
+            self.residual = perceptron(sizes, seed=seeds["control"], dtype=dtype, zero_last=True)
+            sizes = (context_dim, width, self.code_dim)
+            self.recognition = perceptron(sizes, seed=seeds["recognition"], dtype=dtype, zero_last=True)
 
     def draw(self, noise: NoiseStream, times: Tensor) -> tuple[Tensor, ...]:
         """Standard normals of the steps, shape ``(n, N, d K)``; noise of lower rank takes fewer."""
@@ -201,8 +204,7 @@ class _Run:
     def __call__(self, code: Tensor, normals: Tensor) -> Posterior:
         """Paths of initial normals ``(n, d, 1 + r)`` and normals of the steps ``(n, N, d, K)``."""
         paths, steps = len(code) // len(self.context), self.steps
-        shift = self.model.recognition(self._features(0, paths)).double()
-        state, divergence, ratio = self._start(code, in_groups(self.model._split(shift), self.groups))
+        state, divergence, ratio = self._start(code, paths)
         initial = ratio
         states, divergences, ratios = [state.x], [divergence.new_zeros(len(code))], [0 * ratio]
         for n in range(steps.count):
@@ -215,13 +217,16 @@ class _Run:
         total, weights = (torch.stack([part[k] for k in steps.saves], 1) for part in (divergences, ratios))
         return Posterior(PathMeasure(kept, total, -weights - total), initial)
 
-    def _start(self, code: Tensor, shift: Tensor) -> tuple[State, Tensor, Tensor]:
+    def _start(self, code: Tensor, paths: int) -> tuple[State, Tensor, Tensor]:
         """Initial states, their divergence and their log ratio."""
-        still = self.model._start(torch.zeros_like(shift))
-        drawn = in_groups(code, self.groups)
+        model, drawn, shift = self.model, in_groups(code, self.groups), None
+        if model.recognition is not None:
+            raw = model.recognition(self._features(0, paths)).double()
+            shift = in_groups(model._split(raw), self.groups)
+        still = model._start(torch.zeros_like(drawn))
         guided = self._mean(0, still.vector(), drawn.shape[2])
         noise, divergence, ratio = self._shaken(0, guided, drawn, shift)
-        return self.model._start(noise), divergence, ratio
+        return model._start(noise), divergence, ratio
 
     def _step(self, n: int, state: State, drawn: Tensor, paths: int) -> tuple[State, Tensor, Tensor]:
         """Next states, the divergence of the step and its log ratio."""
@@ -232,15 +237,17 @@ class _Run:
         if coming == len(self.observed):
             zero = drawn.new_zeros(drawn.shape[0] * drawn.shape[2])
             return steps.shaken(n, moved, drawn), zero, zero
-        guided = self._mean(n + 1, moved.vector(), drawn.shape[2])
-        memory = moved.x - state.x - steps.sizes[n] * drift
-        seen = torch.cat([from_groups(part) for part in (state.x, memory, steps.push(n, guided))], 1)
-        seen = seen.to(model.dtype)
-        span = (self.observed[coming] - time).to(seen).expand(len(seen), 1)
-        raw = model.residual(torch.cat((seen, self._features(coming, paths), span), 1)).double()
-        # A constant control over a step moves its normals by the root of its length.
-        shift = steps.sizes[n].sqrt() * in_groups(raw.unflatten(1, (model.latent_dim, -1)), self.groups)
-        noise, divergence, ratio = self._shaken(n + 1, guided, drawn, shift[..., : drawn.shape[3]])
+        guided, shift = self._mean(n + 1, moved.vector(), drawn.shape[2]), None
+        if model.residual is not None:
+            memory = moved.x - state.x - steps.sizes[n] * drift
+            seen = torch.cat([from_groups(part) for part in (state.x, memory, steps.push(n, guided))], 1)
+            seen = seen.to(model.dtype)
+            span = (self.observed[coming] - time).to(seen).expand(len(seen), 1)
+            raw = model.residual(torch.cat((seen, self._features(coming, paths), span), 1)).double()
+            # A constant control over a step moves its normals by the root of its length.
+            shift = steps.sizes[n].sqrt() * in_groups(raw.unflatten(1, (model.latent_dim, -1)), self.groups)
+            shift = shift[..., : drawn.shape[3]]
+        noise, divergence, ratio = self._shaken(n + 1, guided, drawn, shift)
         return steps.shaken(n, moved, noise), divergence, ratio
 
     def _mean(self, n: int, vector: Tensor, rows: int) -> Tensor:
@@ -249,14 +256,17 @@ class _Run:
         each = self.groups * rows // len(law.push)
         return in_groups(law.push.repeat_interleave(each, 0), self.groups) - vector @ law.pull.mT
 
-    def _shaken(self, n: int, guided: Tensor, drawn: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _shaken(
+        self, n: int, guided: Tensor, drawn: Tensor, shift: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """The noise of a step, its divergence from standard normals, and its log ratio."""
-        law = self.laws[n]
-        mean = guided + shift
+        law, residue = self.laws[n], drawn
+        mean = guided if shift is None else guided + shift
         noise = mean + law.shaken(drawn)
-        # The density of the posterior is not differentiated in the network's parameters: that part of the
-        # gradient has mean zero, and without it the rest vanishes at the true posterior.
-        residue = drawn + (shift - shift.detach()) @ law.root
+        if shift is not None:
+            # The density of the posterior is not differentiated in the network's parameters: that part of
+            # the gradient has mean zero, and without it the rest vanishes at the true posterior.
+            residue = drawn + (shift - shift.detach()) @ law.root
         ratio = 0.5 * (residue.square() - noise.square()).sum(-1) + law.log_root[..., None]
         divergence = law.divergence(mean)
         return noise, *(from_groups(part).sum(1) for part in (divergence, ratio))

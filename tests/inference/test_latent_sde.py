@@ -63,6 +63,8 @@ def _networks(model: LatentSDE) -> tuple[nn.Sequential, nn.Sequential]:
     """What a posterior starts with at zero."""
     dynamics = model.dynamics
     if isinstance(dynamics, GuidedDynamics):
+        assert dynamics.residual is not None
+        assert dynamics.recognition is not None
         return dynamics.residual, dynamics.recognition
     assert isinstance(dynamics, ControlledDynamics)
     return dynamics.control, dynamics.recognition

@@ -310,6 +310,23 @@ def test_torchrun_needs_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
         Torchrun()
 
 
+def _with_tensorboard() -> None:
+    settings = FitSettings(iterations=1)
+    fit(_Point(), _far, settings=settings, identity={}, tensorboard="nowhere", progress=False)
+
+
+@pytest.mark.parametrize(
+    ("package", "call"), [("lightning_fabric", Torchrun), ("torch.utils.tensorboard", _with_tensorboard)],
+    ids=["lightning_fabric", "tensorboard"],
+)  # fmt: skip
+def test_absent_package_is_named_with_its_extra(package, call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"):
+        monkeypatch.setenv(name, "1")
+    with pytest.raises(ImportError, match=r"pip install 'sdeuq\[train\]'"):
+        call()
+
+
 def test_epochs_use_every_series_once() -> None:
     seen: list[Tensor] = []
     network, data = model(), series()
