@@ -14,8 +14,8 @@
 # Brownian model with velocities as further components of the state could do the same; here both models have
 # the same networks, the same posterior and the same budget, and only the noise differs.)
 #
-# That sprites move, how many there are and how bright each can be is built into the decoder; where they are and
-# what they look like is learned from pixels alone.
+# That sprites move, how many there are and how bright each can be is built into the decoder; where they are
+# and what they look like is learned from pixels alone.
 #
 # Both are trained on the evidence bound, and asked to reconstruct videos of digits that they have not seen,
 # and to predict frames 10 to 24 from the first ten. PSNR is $-10 \log_{10}$ of the mean square error, in dB;
