@@ -281,6 +281,23 @@ def test_training_learns_networks_and_index() -> None:
         assert sampler(torch.zeros(3, 0), NoiseStream(0, 0, 3)).shape == (3, 6, 2)
 
 
+def test_a_series_is_guided_alone() -> None:
+    # Three series of two components, each with precisions of its own, under a linear drift with an offset.
+    noise = FractionalNoise(0.7, horizon=1.0, step=0.1, num_rates=3)
+    model = latent_sde(2, 2, max_step=0.1, seed=0, width=8, noise=noise, dtype=_F64)
+    with torch.no_grad():
+        for index, parameter in enumerate(model.parameters()):
+            jitter = NoiseStream(9, index, index + 1).normals(parameter.numel(), dtype=_F64)
+            parameter.add_(0.2 * jitter.view(parameter.shape).to(parameter))
+        values = NoiseStream(5, 0, 3).normals(6, channels=2, dtype=_F64)
+        stream = NoiseStream(1, 0, 6)
+        whole = model.posterior(Series(_TIMES, values), stream, paths=2)
+        part = model.posterior(Series(_TIMES, values[1:2]), stream[2:4], paths=2)
+    assert _guided(model).surrogate.offset.abs().min() > 0
+    torch.testing.assert_close(whole.measure.paths[2:4], part.measure.paths)
+    torch.testing.assert_close(whole.measure.log_ratio[2:4], part.measure.log_ratio)
+
+
 def test_content_is_inferred_with_the_state() -> None:
     model = latent_sde(1, 1, max_step=0.1, seed=0, width=8, noise=_constant("II"), content_dim=3, dtype=_F64)
     measure, ratio = model.posterior(_series([0, 3], _VALUES), NoiseStream(0, 0, 4), paths=2)
