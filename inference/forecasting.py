@@ -34,6 +34,7 @@ from inference.samplers.flows import Diffusivity, ProbabilityDiffusion, optimal_
 from inference.samplers.forecast import leave_point
 from inference.samplers.grids import leaving_times
 from inference.training import FitSettings, fit
+from inference.training_log import History
 from sde.checkpoint import digest
 from sde.networks import evaluate_in_blocks
 from sde.noise import NoiseStream
@@ -41,7 +42,6 @@ from sde.samples import check_conditions, check_samples, deviations
 
 __all__ = ["ForecastSettings", "Forecaster", "train_forecaster"]
 
-History = dict[str, list[float]]
 Drift = Callable[[Tensor, Tensor, Tensor], Tensor]
 """A network of points ``(n, q)``, times ``(n, 1)`` and what is known ``(n, q + c)``."""
 

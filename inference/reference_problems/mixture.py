@@ -220,9 +220,6 @@ class MixtureProblem:
             >>> problem = MixtureProblem(OneSided(), base, shifted)
             >>> round(problem.loss_floor(Kind.TARGET), 6)  # -(9 + 1/2) / 2
             -4.75
-
-        References:
-            Albergo, Boffi & Vanden-Eijnden (2023), Stochastic interpolants, section 2.2. arXiv:2303.08797
         """
         if len(self.base.weights) > 1 or len(self.target.weights) > 1:
             raise ValueError("`base` and `target` must be Gaussians; got a mixture of several.")
