@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from benchmarks.check import Figure, Section, at_most, reported
 from inference.divergences import sample_divergence
 from inference.encoders import GRUEncoder
+from inference.latent_dynamics import ControlledDynamics
 from inference.latent_matching import LatentMatching, MarginalPosterior
 from inference.latent_samplers import PriorSampler
 from inference.latent_sde import ConstantDiffusion, LatentSDE, NeuralDrift
@@ -107,7 +108,7 @@ def _train(name: str, data: _Data, iterations: int, batch: int) -> Iterator[Figu
     if free:
         trained = LatentMatching(core, MarginalPosterior(3, 3, seed=3, deviation=0.05), instants=16)
     noise = NoiseStream(1, 0, batch)
-    counts = [_Count(core.drift), _Count(core.control)]
+    counts = [_Count(core.drift), _Count(cast(ControlledDynamics, core.dynamics).control)]
     trained.elbo(data.train.select(slice(0, batch)), noise)  # type: ignore[operator]
     for count in counts:
         count.handle.remove()
