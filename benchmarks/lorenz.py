@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.check import Figure, Section, at_most, reported
-from inference.divergences import sample_divergence
 from inference.encoders import GRUEncoder
 from inference.latent_dynamics import ControlledDynamics
 from inference.latent_matching import LatentMatching, MarginalPosterior
@@ -17,6 +16,7 @@ from inference.latent_samplers import PriorSampler
 from inference.latent_sde import ConstantDiffusion, LatentSDE, NeuralDrift
 from inference.latent_training import LatentTraining, train_latent
 from inference.likelihoods import Gaussian
+from inference.sample_divergence import sample_divergence
 from inference.series import Series
 from inference.training import FitSettings
 from sde import SDE, EulerMaruyama, NoiseStream, NoiseStructure, Purpose, solve

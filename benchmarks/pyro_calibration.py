@@ -33,7 +33,7 @@ __all__ = [
 BINS, DRAWS, SETS = 20, 99, 400
 FALSE_ALARM = 1e-6
 _F64 = torch.float64
-_TIMES = torch.linspace(0, 3, 31, dtype=_F64)
+_TIMES = torch.linspace(0, 3, 13, dtype=_F64)
 _PRIOR = torch.tensor([[0.0, -0.7], [0.5, 0.4]], dtype=_F64)  # logarithms of rate and noise: mean, deviation
 
 

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal, kl_divergence
 from torch.func import jvp
 
-from inference.divergences import sample_divergence
 from inference.encoders import GRUEncoder
 from inference.fractional.chain import linear_transition
 from inference.girsanov import solve_measure
@@ -21,6 +20,7 @@ from inference.latent_sde import ConstantDiffusion, DiagonalDiffusion, LatentSDE
 from inference.latent_training import LatentTraining, train_latent
 from inference.likelihoods import Gaussian
 from inference.matching import marginal_drift, matching_divergence, sample_marginals
+from inference.sample_divergence import sample_divergence
 from inference.series import Series
 from inference.training import FitSettings
 from sde import SDE, Heun, NoiseStream, NoiseStructure

@@ -14,10 +14,24 @@ from pyro import distributions as dist  # noqa: E402
 from pyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO  # noqa: E402
 from pyro.infer.autoguide import AutoNormal  # noqa: E402
 
+from benchmarks.pyro_calibration import (  # noqa: E402
+    SETS,
+    chi_squared,
+    hamiltonian_draws,
+    limit,
+    narrowed,
+    power,
+    prior_and_data,
+    ranks,
+    variational_draws,
+)
 from inference.elbo import bound  # noqa: E402
+from inference.fractional import Observations, fractional_chain, log_evidence  # noqa: E402
 from inference.girsanov import solve_measure  # noqa: E402
-from inference.pyro_bridge import EulerPaths, controlled_paths  # noqa: E402
+from inference.pyro_bridge import EulerPaths, ObservedChain, controlled_paths  # noqa: E402
 from sde import SDE, NoiseStream, NoiseStructure, solve  # noqa: E402
+from sde.noise import MarkovFBM, fbm_path  # noqa: E402
+from sde.noise.fractional import fbm_covariance  # noqa: E402
 from tests.statistics import assert_mean  # noqa: E402
 
 _F64 = torch.float64
@@ -142,3 +156,101 @@ def test_matrix_noise_is_refused() -> None:
         EulerPaths(sde, torch.zeros(2, 1), _TIMES)
     with pytest.raises(ValueError, match="`value` must have shape"):
         EulerPaths(_equation(1.0), torch.zeros(2, 1), _TIMES).log_prob(torch.zeros(2, 3, 1))
+
+
+_STEPS = 48
+_ERROR = 0.05
+_GRID = torch.linspace(0, 1, _STEPS + 1, dtype=_F64)
+
+
+def _hurst_program(values: Tensor | None) -> Tensor:
+    """Fractional Brownian motion of an unknown index, seen with noise at every instant."""
+    index = pyro.sample("H", dist.Uniform(torch.tensor(0.05, dtype=_F64), 0.95))
+    chain = fractional_chain(MarkovFBM(index, K=8, dt=1 / _STEPS), _GRID)
+    with pyro.plate("series", 1):
+        return pyro.sample("o", ObservedChain(chain, range(1, _STEPS + 1), _ERROR), obs=values)
+
+
+def _exact_index(values: Tensor) -> tuple[float, float]:
+    """Mean and deviation of the index by quadrature, with the covariance of the process itself."""
+    indices = torch.linspace(0.06, 0.94, 177, dtype=_F64)
+    eye = _ERROR**2 * torch.eye(_STEPS, dtype=_F64)
+    log_density = torch.stack(
+        [
+            torch.distributions.MultivariateNormal(
+                torch.zeros(_STEPS, dtype=_F64), fbm_covariance(float(h), _GRID[1:], _GRID[1:]) + eye
+            ).log_prob(values[0])
+            for h in indices
+        ]
+    )
+    weights = log_density.softmax(0)
+    mean = float((weights * indices).sum())
+    return mean, float((weights * (indices - mean).square()).sum().sqrt())
+
+
+def _noisy(hurst: float) -> Tensor:
+    path = fbm_path(hurst, NoiseStream(2, 0, 1), _STEPS, dt=1 / _STEPS, dtype=_F64)[:, -_STEPS:]
+    return path + _ERROR * NoiseStream(3, 0, 1).normals(_STEPS, dtype=_F64)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hurst", [0.3, 0.7])
+def test_hamiltonian_sampling_finds_the_posterior_of_the_hurst_index(hurst: float) -> None:
+    values = _noisy(hurst)
+    mean, deviation = _exact_index(values)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        chain = MCMC(NUTS(_hurst_program), num_samples=600, warmup_steps=100, disable_progbar=True)
+        chain.run(values)
+    found = chain.get_samples()["H"]
+    # Every sixth draw is nearly independent; the Markov approximation has its share of the bias.
+    assert_mean((found[::6] - mean) / deviation, 0.0, bias=1.5)
+    assert abs(float(found.std()) / deviation - 1) < 0.35  # 4.9 standard errors of 100 draws
+    assert abs(hurst - mean) < 4.9 * deviation
+
+
+@_seeded
+def test_noisy_values_of_a_chain_have_their_evidence_and_its_covariance() -> None:
+    n, seen = 40_000, [1, 3]
+    chain = fractional_chain(MarkovFBM(0.7, K=5, grid="paper"), _GRID[::12], initial_deviation=0.3)
+    law = ObservedChain(chain, seen, torch.tensor([0.2, 0.4], dtype=_F64), series=n)
+    values = law.sample()
+    expected = log_evidence(chain, Observations(seen, values, law.deviation))
+    assert torch.equal(law.log_prob(values), expected)
+    # The entropy of the law: a wrong covariance of the draws moves the mean of their log density.
+    covariance = MarkovFBM(0.7, K=5, grid="paper").covariance(_GRID[[12, 36]], _GRID[[12, 36]])
+    covariance = covariance + 0.09 + torch.diag(torch.tensor([0.04, 0.16], dtype=_F64))
+    normal = torch.distributions.MultivariateNormal(torch.zeros(2, dtype=_F64), covariance)
+    torch.testing.assert_close(expected, normal.log_prob(values))
+    assert_mean(expected, float(-normal.entropy()), bias=0.1)
+    assert_mean(values[:, 0] * values[:, 1], float(covariance[0, 1]), bias=0.05)
+    assert law.sample(torch.Size((2, 3))).shape == (2, 3, n, 2)
+
+
+@_seeded
+def test_predictive_draws_values_of_fractional_noise() -> None:
+    drawn = Predictive(_hurst_program, {"H": torch.tensor([0.2, 0.8], dtype=_F64)})(None)["o"]
+    assert drawn.shape == (2, 1, _STEPS)
+    rough, smooth = drawn.diff(dim=-1).square().mean((1, 2))
+    assert rough > 2 * smooth
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("draws_of", [hamiltonian_draws, variational_draws], ids=["nuts", "svi"])
+def test_ranks_of_the_truth_are_uniform(draws_of: Callable[..., Tensor]) -> None:
+    assert power(0.6, SETS) > 0.99
+    truth, paths = prior_and_data(SETS, seed=1)
+    draws = draws_of(paths, seed=2)
+    for k in range(2):
+        assert chi_squared(ranks(truth, draws)[:, k]) < limit()
+        assert chi_squared(ranks(truth, narrowed(draws, 0.6))[:, k]) > limit()
+
+
+def test_observed_instants_outside_the_chain_are_refused() -> None:
+    chain = fractional_chain(MarkovFBM(0.5), _GRID)
+    with pytest.raises(ValueError, match="`steps` must lie in"):
+        ObservedChain(chain, [_STEPS + 1], 0.1)
+    with pytest.raises(ValueError, match="`deviation` must be positive"):
+        ObservedChain(chain, [1], -0.1)
+    with pytest.raises(ValueError, match="`value` must have shape"):
+        ObservedChain(chain, [1], 0.1).log_prob(torch.zeros(2, 1))
