@@ -21,10 +21,10 @@
 # and to predict frames 10 to 24 from the first ten. PSNR is $-10 \log_{10}$ of the mean square error, in dB;
 # the brightness of a pixel lies between 0 and 1.
 #
-# After 250 steps sprites follow the digits, and fractional noise foresees the next two frames better than
-# Brownian motion. But sprites are blobs and not yet digits, later frames are foreseen no better than by the
-# mean frame, bounds of the two differ less than those of two seeds, and the priors have not learned the walls.
-# That takes many more steps.
+# After 250 steps sprites follow the brighter digit, and the next two frames are foreseen better than by a
+# guess without a model. But sprites are blobs and not yet digits, later frames are
+# foreseen worse than by the mean frame, the bounds of the two noises differ no more than those of seeds, and
+# the priors have not learned the walls.
 
 # %%
 """Latent video: stochastic moving digits, Brownian motion against fractional noise with a learned index."""
