@@ -18,7 +18,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -314,6 +314,67 @@ def train_forecaster(
     """
     settings = ForecastSettings() if settings is None else settings
     path = TwoSided(Quadratic(), Fading()) if interpolant is None else interpolant
+    data = _standardised(present, future, conditions, dtype, device)
+    draw = Draws(seed, settings.batch, data.start.shape, dtype, torch.device(device))
+
+    def loss(network: nn.Module, iteration: int) -> Tensor:
+        rows, latent, s = draw(iteration)
+        return matching_loss(
+            lambda t, points: network(points, t, data.known[rows]),
+            Kind.DRIFT,
+            path,
+            s,
+            base=data.start[rows],
+            target=data.end[rows],
+            latent=latent,
+            antithetic=False,
+        ).mean()
+
+    network = VelocityNetwork(
+        data.start.shape[1],
+        data.known.shape[1],
+        width=settings.width,
+        depth=settings.depth,
+        seed=NoiseStream(seed, 0, 1).fork("drift").seed,
+        dtype=dtype,
+        device=device,
+    )
+    identity = {name: value for name, value in asdict(settings).items() if name not in ("fit", "steps")}
+    identity |= {"seed": seed, "data": digest(present, future, conditions), "dtype": str(dtype)}
+    identity |= {"interpolant": repr(path)}
+    trained, history = fit(
+        network,
+        loss,
+        settings=settings.fit,
+        identity=identity,
+        checkpoint=checkpoint,
+        progress=progress,
+        label="forecaster",
+    )
+    mean, scale, centre, unit = data.units
+    forecaster = Forecaster(
+        trained, path, mean, scale, condition_mean=centre, condition_scale=unit, steps=settings.steps
+    )
+    return forecaster.eval(), history
+
+
+class _Data(NamedTuple):
+    """Pairs in standardised units, and the units."""
+
+    start: Tensor  # (n, q)
+    end: Tensor  # (n, q)
+    known: Tensor  # present states and conditions, (n, q + c)
+    units: tuple[Tensor, Tensor, Tensor, Tensor]  # mean and scale of states, and of conditions
+
+
+def _standardised(
+    present: Tensor,
+    future: Tensor,
+    conditions: Tensor | None,
+    dtype: torch.dtype,
+    device: torch.device | str,
+) -> _Data:
+    """Checked pairs, standardised by the moments of present and future together."""
     first, given = check_samples(present, conditions)
     last, _ = check_samples(future)
     if first.shape != last.shape or present.ndim != 2:
@@ -326,43 +387,4 @@ def train_forecaster(
     mean, scale, centre, unit = (part.to(device=device, dtype=dtype) for part in columns)
     start, end = ((part.to(mean) - mean) / scale for part in (first, last))
     known = torch.cat((start, (given.to(mean) - centre) / unit), 1)
-    draw = Draws(seed, settings.batch, start.shape, dtype, torch.device(device))
-
-    def loss(network: nn.Module, iteration: int) -> Tensor:
-        rows, latent, s = draw(iteration)
-        return matching_loss(
-            lambda t, points: network(points, t, known[rows]),
-            Kind.DRIFT,
-            path,
-            s,
-            base=start[rows],
-            target=end[rows],
-            latent=latent,
-            antithetic=False,
-        ).mean()
-
-    network = VelocityNetwork(
-        start.shape[1],
-        known.shape[1],
-        width=settings.width,
-        depth=settings.depth,
-        seed=NoiseStream(seed, 0, 1).fork("drift").seed,
-        dtype=dtype,
-        device=device,
-    )
-    identity = {name: value for name, value in asdict(settings).items() if name not in ("fit", "steps")}
-    identity |= {"seed": seed, "data": digest(torch.cat((first, last), 1), conditions), "dtype": str(dtype)}
-    identity |= {"interpolant": repr(path)}
-    trained, history = fit(
-        network,
-        loss,
-        settings=settings.fit,
-        identity=identity,
-        checkpoint=checkpoint,
-        progress=progress,
-        label="forecaster",
-    )
-    forecaster = Forecaster(
-        trained, path, mean, scale, condition_mean=centre, condition_scale=unit, steps=settings.steps
-    )
-    return forecaster.eval(), history
+    return _Data(start, end, known, (mean, scale, centre, unit))

@@ -5,8 +5,11 @@ import pytest
 pytest.importorskip("matplotlib", reason="needs the extra plot")
 
 from examples import (
+    checkerboard,
+    coarse_to_fine,
     double_well,
     executors_and_resume,
+    forecast_stochastic_system,
     fractional_bridge,
     latent_lorenz,
     reflow,
@@ -173,3 +176,74 @@ def test_latent_video_follows_the_digits(tmp_path):
         assert numbers[f"{noise}_bound"] > 0 > numbers["bound_before"]
         assert numbers[f"{noise}_reconstruction"] > numbers["mean_frame_reconstruction"] + 1
     assert numbers["fractional_hurst"] > 0.5
+
+
+@pytest.mark.slow
+def test_forecasts_of_the_noisy_lorenz_system_are_almost_those_of_its_equation(tmp_path):
+    numbers = forecast_stochastic_system.main(tmp_path, epochs=40)
+    assert numbers["learned"] < 1.03 * numbers["equation"]
+    assert numbers["learned_last"] < 1.03 * numbers["equation_last"] < numbers["climatology_last"]
+    assert numbers["equation"] < 0.5 * numbers["climatology"] < 0.5 * numbers["persistence"]
+    for name in ("flow", "0.3 of own", "own", "Föllmer"):
+        assert numbers[f"excess, {name}"] < 3
+    assert numbers["p_value"] > 1e-6
+    assert abs(numbers["coverage"] - 0.8) < 5 * numbers["coverage_error"]
+    assert abs(numbers["ratio"] - 1) < 0.15
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_bridge_from_coarse_to_fine_beats_a_regression(tmp_path):
+    numbers = coarse_to_fine.main(tmp_path)
+    assert numbers["bridge"] < numbers["regression"] < numbers["coarse"]
+    assert numbers["power_coarse"] < 0.5
+    assert abs(numbers["power_bridge"] - 1) < 0.15
+    assert abs(numbers["peak_bridge"] / numbers["peak_fine"] - 1) < 0.05
+    assert numbers["peak_coarse"] < 0.85 * numbers["peak_fine"]
+    assert abs(numbers["coverage_bridge"] - 0.8) < 0.1
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+def test_checkerboard_is_found_at_once(tmp_path):
+    numbers = checkerboard.main(tmp_path, iterations=60, points=1000)
+    # The share of the light cells under the base, and the divergence of the board from it, are 0.5 and 2.1.
+    assert numbers["flow_outside"] < 0.5
+    assert numbers["gap"] < 1
+    assert numbers["floor"] < numbers["flow"]
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_diffusions_of_the_checkerboard_are_nearer_than_the_flow(tmp_path):
+    numbers = checkerboard.main(tmp_path)
+    assert numbers["floor"] < numbers["denoiser"] < numbers["flow"]
+    assert numbers["denoiser_outside"] < 0.15
+    assert numbers["gap"] < 0.3
+
+
+def _digits(folder, **sizes):
+    pytest.importorskip("sklearn", reason="needs the extra data")
+    from examples import digits_interpolant
+
+    numbers = digits_interpolant.main(folder, **sizes)
+    assert (folder / "figure.png").stat().st_size > 10_000
+    return numbers
+
+
+def test_digits_are_read_as_asked_at_once(tmp_path):
+    numbers = _digits(tmp_path, iterations=200, images=200)
+    assert numbers["real"] > 0.95
+    # One in ten is read by chance: at 200 images 0.25 is seven standard errors away.
+    assert numbers["unconditional"] < 0.25 < numbers["guided"]
+
+
+@pytest.mark.slow
+def test_digits_are_read_as_asked_and_are_new(tmp_path):
+    numbers = _digits(tmp_path)
+    assert numbers["unconditional"] < 0.2
+    assert numbers["plain"] > 0.85
+    assert numbers["guided"] > 0.95
+    # One half where nothing is copied; at 1000 images 0.58 is five standard errors away.
+    assert numbers["copied"] < 0.58
+    assert numbers["distance_ratio"] > 0.9
+    assert numbers["guided_spread"] < numbers["spread"]

@@ -127,9 +127,7 @@ class MarkovLikelihood:
         moves, which = self._moves()
         for i, value in enumerate(self.values.tolist()):
             if i:
-                forward, added = moves[which[i - 1]]
-                mean = mean @ forward.mT
-                covariance = forward @ covariance @ forward.mT + added
+                self._move(mean, covariance, *moves[which[i - 1]])
             gain = (covariance @ observe[..., None])[..., 0]
             variance = (gain * observe).sum(-1) + noise
             error = value - (mean * observe).sum(-1)
@@ -222,14 +220,18 @@ class MarkovLikelihood:
         batch[:, -1, -1] = _LEVEL * self.model.T ** (2 * hurst)
         return hurst.new_zeros(len(hurst), size), batch
 
-    def _moves(self) -> tuple[list[tuple[Tensor, Tensor]], list[int]]:
-        """Transition and noise of the different steps, and which step has which."""
+    def _move(self, mean: Tensor, covariance: Tensor, keep: Tensor, lose: Tensor, added: Tensor) -> None:
+        """Mean and covariance after a step, in place: its matrix is diagonal in blocks."""
+        num = self.model.K
+        z, d = slice(0, num), slice(num, 2 * num)
+        mean[:, z] = keep * mean[:, z] - lose * mean[:, d]
+        covariance[:, z] = keep[:, None] * covariance[:, z] - lose[:, None] * covariance[:, d]
+        covariance[:, :, z] = keep * covariance[:, :, z] - lose * covariance[:, :, d]
+        covariance[:, z, z] += added
+
+    def _moves(self) -> tuple[list[tuple[Tensor, Tensor, Tensor]], list[int]]:
+        """Decays and noise of the different steps, and which step has which."""
         different, which = torch.unique(self.times.diff(), return_inverse=True)
-        num, size = self.model.K, self._width()
         keep, lose = decays(self.model.rates, different)
-        forward = torch.eye(size, dtype=torch.float64).expand(len(different), -1, -1).clone()
-        forward[:, :num, :num] = torch.diag_embed(keep)
-        forward[:, :num, num : 2 * num] = -torch.diag_embed(lose)
-        added = torch.zeros_like(forward)
-        added[:, :num, :num] = noise_covariance(self.model.rates, different)
-        return list(zip(forward, added, strict=True)), which.tolist()
+        added = noise_covariance(self.model.rates, different)
+        return list(zip(keep, lose, added, strict=True)), which.tolist()

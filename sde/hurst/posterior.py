@@ -5,8 +5,9 @@ For the model of :mod:`sde.hurst.kalman` with priors
 .. math:: H \sim p(H), \qquad p(\sigma) \propto 1 / \sigma, \qquad
           \log \frac{\tau}{\sigma h^H} \sim \mathcal U(\log 10^{-3}, \log 10^{3}),
 
-where ``h`` is the step, the scale is integrated in closed form and the logarithm of the noise by quadrature:
-along a grid that is turned with the ridge on which index and noise trade places.
+where ``h`` is the step, the scale is integrated in closed form and the logarithm of the noise by quadrature
+over a window that closes in on where it matters, for each index on its own: index and noise trade places
+along a ridge.
 
 References:
     Gelman et al. (2013), Bayesian Data Analysis, sections 3.2 and 10.2.
@@ -26,8 +27,9 @@ from sde.hurst.kalman import MarkovLikelihood, markov_model
 __all__ = ["HurstPosterior", "markov_posterior"]
 
 _LEAST, _MOST = math.log(1e-3), math.log(1e3)  # of the logarithm of the noise over the size of an increment
-_COARSE, _FINE, _ACROSS = 7, 15, 9
-_REACH = 4.5  # standard deviations on either side
+_INDICES, _NOISES, _ROUNDS = 17, 12, 3  # nodes, and how often the window of the noise closes in
+_REACH = 5.0  # standard errors on either side of the estimate
+_DEPTH = 14.0  # drop of the logarithm beyond which a noise level does not matter
 _POINTS = 2001  # of the density
 
 
@@ -97,7 +99,7 @@ def markov_posterior(
         num_rates: As for :func:`sde.hurst.markov_likelihood`.
 
     Returns:
-        The posterior, within five standard errors of the estimate.
+        The posterior, within five standard errors of the estimate and where the approximation is good.
 
     Raises:
         ValueError: As for :func:`sde.hurst.markov_likelihood`, or if the estimate is without noise.
@@ -106,66 +108,51 @@ def markov_posterior(
         >>> from sde.hurst import markov_likelihood
         >>> from sde.noise import NoiseStream, fbm_path
         >>> stream = NoiseStream(seed=0, start=0, stop=1)
-        >>> path = fbm_path(0.3, stream, 128, dtype=torch.float64)[0]
-        >>> values = path + 0.3 * stream.normals(129, dtype=torch.float64)[0]
-        >>> times = torch.arange(129, dtype=torch.float64)
-        >>> found = markov_posterior(times, values, markov_likelihood(times, values))
+        >>> path = fbm_path(0.3, stream, 32, dtype=torch.float64)[0]
+        >>> values = path + 0.3 * stream.normals(33, dtype=torch.float64)[0]
+        >>> times = torch.arange(33, dtype=torch.float64)
+        >>> estimate = markov_likelihood(times, values, num_rates=5)
+        >>> found = markov_posterior(times, values, estimate, num_rates=5)
         >>> bool(found.interval()[0] < found.mean < found.interval()[1])
         True
     """
     if estimate.noise is None or estimate.scale is None:
         raise ValueError("`estimate` must hold a scale and a noise level; got none.")
     likelihood = markov_model(times, values, num_rates)
-    h, error = float(estimate.H), float(estimate.std_error)
-    size = float(estimate.scale) * likelihood.step**h
-    ratio = min(max(math.log(max(float(estimate.noise), 1e-300) / size), _LEAST + 1), _MOST - 1)
-    centre, spread = torch.tensor([h, ratio], dtype=torch.float64), torch.diag(torch.tensor([error, 1.0]))
-    centre, spread = _ridge(likelihood, centre, spread.double())
-    along = torch.linspace(-_REACH, _REACH, _FINE, dtype=torch.float64)
-    across = torch.linspace(-_REACH, _REACH, _ACROSS, dtype=torch.float64)
-    logs = _log_posterior(likelihood, _places(centre, spread, along, across)).view(_FINE, _ACROSS)
-    curve = _interpolated(along, logs.logsumexp(1))
-    index = centre[0] + spread[0, 0] * curve[0]
+    reach = _REACH * float(estimate.std_error)
+    low, high = (
+        max(float(estimate.H) - reach, likelihood.low),
+        min(float(estimate.H) + reach, likelihood.high),
+    )
+    nodes = torch.linspace(low, high, _INDICES, dtype=torch.float64)
+    index, curve = _interpolated(nodes, _marginal(likelihood, nodes))
     if log_prior is not None:
-        curve[1] += log_prior(index)
-    valid = (index > likelihood.low) & (index < likelihood.high)
-    density = torch.where(valid, (curve[1] - curve[1].max()).exp(), 0.0)
+        curve = curve + log_prior(index)
+    density = (curve - curve.max()).exp()
     return HurstPosterior(index, density / torch.trapezoid(density, index))
 
 
-def _places(centre: Tensor, spread: Tensor, along: Tensor, across: Tensor) -> Tensor:
-    """Index and logarithm of the noise on a grid of whitened coordinates, shape ``(a * b, 2)``."""
-    return centre + torch.cartesian_prod(along, across) @ spread.mT
-
-
-def _log_posterior(likelihood: MarkovLikelihood, places: Tensor) -> Tensor:
-    """Logarithm of the likelihood with the scale integrated out and of the prior of the noise."""
-    hurst, noise = places[:, 0].clamp(likelihood.low, likelihood.high), places[:, 1].clamp(_LEAST, _MOST)
-    log_sum, square_sum = likelihood.at(hurst, noise.exp())
+def _marginal(likelihood: MarkovLikelihood, hurst: Tensor) -> Tensor:
+    """Logarithm of the likelihood of indices ``(m,)``, with scale and noise integrated out."""
+    low, high = torch.full_like(hurst, _LEAST), torch.full_like(hurst, _MOST)
+    shares = torch.linspace(0, 1, _NOISES, dtype=torch.float64)
     count = len(likelihood.values) - 1
-    inside = (places[:, 1] >= _LEAST) & (places[:, 1] <= _MOST)
-    return torch.where(inside, -0.5 * (log_sum + count * square_sum.log()), -math.inf)
+    for stage in range(_ROUNDS):
+        places = low[:, None] + (high - low)[:, None] * shares
+        log_sum, square_sum = likelihood.at(hurst.repeat_interleave(_NOISES), places.exp().flatten())
+        logs = -0.5 * (log_sum + count * square_sum.log()).view_as(places)
+        if stage < _ROUNDS - 1:
+            matter = logs > logs.max(1, keepdim=True).values - _DEPTH
+            rank = torch.arange(_NOISES)
+            first = torch.where(matter, rank, _NOISES).min(1).values - 1
+            last = torch.where(matter, rank, -1).max(1).values + 1
+            edges = torch.stack((first, last), 1).clamp(0, _NOISES - 1)
+            low, high = places.gather(1, edges).unbind(1)
+    top = logs.max(1, keepdim=True).values
+    return top[:, 0] + torch.trapezoid((logs - top).exp(), places).log()
 
 
-def _ridge(likelihood: MarkovLikelihood, centre: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
-    """Centre and lower factor of the covariance of the posterior, by a weighted fit of moments."""
-    nodes = torch.linspace(-3.0, 3.0, _COARSE, dtype=torch.float64)
-    for _ in range(2):
-        places = _places(centre, spread, nodes, nodes)
-        logs = _log_posterior(likelihood, places)
-        weights = (logs - logs.max()).exp()
-        weights = weights / weights.sum()
-        centre = weights @ places
-        gaps = places - centre
-        # A grid that is too coarse sees no spread: never narrow a coordinate by more than its spacing.
-        least = torch.diag((nodes[1] - nodes[0]) * 0.4 * spread.diagonal()).square()
-        spread = torch.linalg.cholesky((gaps * weights[:, None]).mT @ gaps + least)
-    return centre, spread
-
-
-def _interpolated(nodes: Tensor, values: Tensor) -> Tensor:
-    """A cubic through logarithms on equally spaced nodes, shape ``(2, m)``: places and values."""
+def _interpolated(nodes: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Places between equally spaced nodes, and a cubic through the values there."""
     fine = torch.linspace(float(nodes[0]), float(nodes[-1]), _POINTS, dtype=torch.float64)
-    kept = values.isfinite()
-    spline = CubicSpline(nodes[kept].numpy(), values[kept].numpy())
-    return torch.stack((fine, torch.from_numpy(spline(fine.numpy()))))
+    return fine, torch.from_numpy(CubicSpline(nodes.numpy(), values.numpy())(fine.numpy()))
