@@ -9,8 +9,9 @@ import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
-from benchmarks import bridges, sampling
+from benchmarks import bridges, checkerboard, few_steps, forecasting, mixture_128, sampling
 from benchmarks.check import Figure, Section, at_least, at_most, main, within
+from benchmarks.few_steps import three_modes
 from inference import FitSettings, fit
 from inference.interpolants import (
     BrownianBridge,
@@ -29,10 +30,10 @@ from inference.interpolants import (
     Trigonometric,
     TwoSided,
     VariancePreserving,
-    VelocityNetwork,
     independent,
     kl_bound,
 )
+from inference.interpolants.field_network import FieldNetwork
 from inference.likelihood import (
     diffusion_log_density,
     flow_log_density,
@@ -47,7 +48,6 @@ from inference.samplers import (
     Sampler,
     StudentNoise,
     diffusion_equation,
-    fit_solver,
     geometric_times,
     log_snr_times,
     straightness,
@@ -94,7 +94,7 @@ def fields(smoke: bool) -> Iterator[Figure]:
     yield at_most("fields of ten interpolants, largest error", worst, 1e-9)
     rng, worst = np.random.default_rng(0), 0.0
     for path in (OneSided(), OneSided(Trigonometric()), OneSided(VariancePreserving()), Mirror()):
-        exact = MixtureProblem(path, _G1.base, _three_modes(path).target)
+        exact = MixtureProblem(path, _G1.base, three_modes(path).target)
         points, t = torch.tensor(rng.standard_normal((50, 2))), torch.tensor(rng.uniform(0.05, 0.95, (50, 1)))
         kinds = list(path.rows(t))
         for given in kinds:
@@ -110,22 +110,16 @@ def fields(smoke: bool) -> Iterator[Figure]:
 def _trained(kind: Kind, floor: float, iterations: int) -> Iterator[Figure]:
     """Excess of a trained network's loss over the floor."""
     loss = Matching(TwoSided(), kind, independent(_G1.base.sample, _G1.target.sample), batch=512, seed=0)
-    network = VelocityNetwork(1, width=48, depth=2, seed=0, dtype=_F64)
-    call = lambda model, k: loss(_as_field(model), k)  # noqa: E731
+    network = FieldNetwork(1, width=48, depth=2, seed=0, dtype=_F64)
     settings = FitSettings(iterations=iterations, rate=5e-3, average=0.99)
-    trained, _ = fit(network, call, settings=settings, identity={}, progress=False)
+    trained, _ = fit(network, loss, settings=settings, identity={}, progress=False)
     fresh = NoiseStream(99, 0, 100_000)
-    excess = loss.losses(_as_field(trained), fresh) - loss.losses(_G1.field(kind), fresh)
+    excess = loss.losses(trained, fresh) - loss.losses(_G1.field(kind), fresh)
     error = excess.std().item() / math.sqrt(len(excess))
     detail = f"floor {floor}, standard error {error:.1e}"
     yield within(
         f"{kind.value} loss above its floor", excess.mean().item(), -3 * error, 0.01 + 3 * error, detail
     )
-
-
-def _as_field(model):  # noqa: ANN001, ANN202
-    """A network of points, time and conditions as a field of time and points."""
-    return lambda t, x: model(x, t.expand(len(x), 1), x[:, :0])
 
 
 def flows(smoke: bool) -> Iterator[Figure]:
@@ -266,40 +260,14 @@ def exponential_integrators(smoke: bool) -> Iterator[Figure]:
         yield at_most(f"BDIA 1: round trip of {steps} steps", (back - start).abs().max().item(), 1e-12)
 
 
-def learned_and_heavy(smoke: bool) -> Iterator[Figure]:
-    """Solvers of five evaluations on starts they have not seen, PFGM++ near its limit, and one Euler step."""
-    times = log_snr_times(Diffusion(), 5, first=0.0, last=1 - 1e-3)
-    prediction = _three_modes(OneSided(Diffusion())).prediction(Kind.TARGET)
-    count = 1000 if smoke else 4000
-    normals = NoiseStream(9, 0, 700 + count).normals(2, dtype=_F64)
-    fine = log_snr_times(Diffusion(), 400, first=0.0, last=1 - 1e-3)
-    ends = DPMSolver(3)(prediction, normals, fine, _NO_NOISE)
-    seen, fresh, expected = normals[:700], normals[700:], ends[700:]
-
-    def distance(sampler: Sampler, grid: Tensor) -> float:
-        return (sampler(prediction, fresh, grid, _NO_NOISE) - expected).square().sum(1).mean().sqrt().item()
-
-    ends_snr = Diffusion().log_snr(times[[0, -1]])
-    share = torch.linspace(0, 1, 6, dtype=_F64)
-    roots = (-ends_snr / 7).exp()  # of the ratio of noise to signal, to the power 1/7
-    power = Diffusion().time(-7 * (roots[0] + share * (roots[1] - roots[0])).log())
-    grids = (times, power, share * (1 - 1e-3))
-    best = min(distance(DPMSolver(order), grid) for order in (1, 2, 3) for grid in grids)
-    for learn_times, limit, name in ((False, 0.18, "coefficients"), (True, 0.09, "coefficients and times")):
-        solver = fit_solver(prediction, seen, ends[:700], times, learn_times=learn_times)
-        error = distance(solver, solver.times)
-        yield at_most(
-            f"5 evaluations, learned {name}: error",
-            error,
-            limit,
-            f"best DPM-Solver of 3 orders and grids {best:.3f}",
-        )
+def heavy_and_straight(_: bool) -> Iterator[Figure]:
+    """PFGM++ near its limit, and one Euler step."""
     points, sizes = 2 * NoiseStream(6, 0, 50).normals(2, dtype=_F64), (128, 1024, 8192, 65536)
     x, one = points.repeat(4, 1) + NoiseStream(7, 0, 200).normals(2, dtype=_F64), torch.ones((), dtype=_F64)
     limit = StudentNoise(math.inf).denoiser(points)(one, x)
     errors = [(StudentNoise(float(d)).denoiser(points)(one, x) - limit).norm().item() for d in sizes]
     yield within("PFGM++: slope in its degrees of freedom", -_slope(sizes, errors), -1.03, -0.97)
-    independent_pairs = _three_modes(OneSided())
+    independent_pairs, fresh = three_modes(OneSided()), NoiseStream(9, 0, 4000).normals(2, dtype=_F64)
     step = ProbabilityFlow(EulerMaruyama())(
         independent_pairs.prediction(), fresh, torch.tensor([0.0, 1.0], dtype=_F64), _NO_NOISE
     )
@@ -324,8 +292,7 @@ def forecasts(smoke: bool) -> Iterator[Figure]:
 
 def overhead(_: bool) -> Iterator[Figure]:
     """Time of a step against a loop that calls the same network, in single precision."""
-    network = VelocityNetwork(2, width=256, depth=4, seed=0)
-    field = _as_field(network)
+    field = FieldNetwork(2, width=256, depth=4, seed=0)
     x, times = torch.zeros(4000, 2), torch.linspace(0, 1, 11)
     sampler, noise = ProbabilityFlow(EulerMaruyama()), NoiseStream(0, 0, len(x))
 
@@ -358,14 +325,6 @@ def _plane(scale: float, *, centred: bool = False) -> MixtureProblem:
     )
 
 
-def _three_modes(path: Interpolant) -> MixtureProblem:
-    means = torch.tensor([[2.0, 0.0], [-1.0, 1.5], [-1.0, -2.0]], dtype=_F64)
-    spreads = torch.tensor([0.3, 0.5, 0.4], dtype=_F64)
-    covariances = spreads[:, None, None] ** 2 * torch.eye(2, dtype=_F64)
-    target = Mixture(torch.tensor([0.5, 0.3, 0.2], dtype=_F64), means, covariances)
-    return MixtureProblem(path, Mixture.standard(2), target)
-
-
 def _two_modes() -> MixtureProblem:
     means = torch.tensor([[-2.0], [1.5]], dtype=_F64)
     covariances = torch.tensor([[[0.25]], [[0.64]]], dtype=_F64)
@@ -375,7 +334,7 @@ def _two_modes() -> MixtureProblem:
 
 def _toy() -> tuple[Tensor, Tensor, Prediction]:
     """Base points, where the flow of three modes carries them, and the exact noise prediction."""
-    exact = _three_modes(OneSided(Diffusion()))
+    exact = three_modes(OneSided(Diffusion()))
     start = NoiseStream(5, 0, 64).normals(2, dtype=_F64)
     velocity = exact.field(Kind.VELOCITY)
 
@@ -434,14 +393,25 @@ SECTIONS: list[Section] = [
     diffusions,
     likelihoods,
     exponential_integrators,
-    learned_and_heavy,
+    heavy_and_straight,
     forecasts,
     overhead,
     *bridges.SECTIONS,
+    *checkerboard.SECTIONS,
+    *few_steps.SECTIONS,
+    *forecasting.SECTIONS,
+    *mixture_128.SECTIONS,
     *sampling.SECTIONS,
 ]
 
-SLOW: list[Section] = [*bridges.SLOW, *sampling.SLOW]  # run by --slow
+SLOW: list[Section] = [  # run by --slow
+    *bridges.SLOW,
+    *checkerboard.SLOW,
+    *few_steps.SLOW,
+    *forecasting.SLOW,
+    *mixture_128.SLOW,
+    *sampling.SLOW,
+]
 
 if __name__ == "__main__":
     raise SystemExit(main("interpolants", SECTIONS, SLOW))

@@ -24,6 +24,7 @@ from inference.interpolants import (
     independent,
 )
 from inference.interpolants.field_network import FieldNetwork
+from inference.interpolants.times import StartTimes, UniformTimes
 from inference.reference_problems import Mixture, MixtureProblem, gaussian_flow_map
 from inference.samplers import (
     DPMSolver,
@@ -157,8 +158,13 @@ def distilled_flows(smoke: bool) -> Iterator[Figure]:
     start = NoiseStream(5, 0, 500 if smoke else 20_000).normals(2, dtype=_F64)
     pairs = reflow(exact.prediction(), start, torch.linspace(0, 1, 101, dtype=_F64))
     yield from few.figures("independent pairs, Euler", ProbabilityFlow(EulerMaruyama()))
-    for jumps, name in ((0, "reflow, Euler"), (1, "distilled, 1 step"), (2, "distilled, 2 steps")):
-        loss = Matching(OneSided(), Kind.VELOCITY, pairs, 256, 0, antithetic=False, jumps=jumps)
+    laws = (
+        (UniformTimes(), "reflow"),
+        (StartTimes(1), "distilled, 1 step"),
+        (StartTimes(2), "distilled, 2 steps"),
+    )
+    for times, name in laws:
+        loss = Matching(OneSided(), Kind.VELOCITY, pairs, 256, 0, antithetic=False, times=times)
         network = FieldNetwork(2, width=96, depth=3, seed=0, dtype=_F64)
         settings = FitSettings(iterations=iterations, rate=2e-3, average=0.998)
         trained, _ = fit(network, loss, settings=settings, identity={}, progress=False)

@@ -13,6 +13,7 @@ from inference.interpolants.couplings import (
     Entropic,
     OptimalTransport,
     coupled,
+    dependent,
     independent,
     paired,
 )
@@ -63,6 +64,7 @@ __all__ = [
     "VariancePreserving",
     "VelocityNetwork",
     "coupled",
+    "dependent",
     "independent",
     "kl_bound",
     "matching_loss",

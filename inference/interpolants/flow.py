@@ -8,13 +8,14 @@ References:
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from inference.interpolants.draws import Draws
 from inference.interpolants.interpolant import Kind, OneSided
 from inference.interpolants.losses import matching_loss
 from inference.processes import OneProcess, Processes
@@ -28,7 +29,6 @@ from sde.samples import check_conditions, check_samples, deviations
 __all__ = ["FlowSampler", "FlowSettings", "VelocityNetwork", "train_flow"]
 
 _ALONE = OneProcess()
-_AHEAD = 16  # iterations whose noise is drawn in one call; it changes the speed, not the numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +60,16 @@ class FlowSettings:
 class VelocityNetwork(nn.Module):
     """A dense network of the point, the conditions and features of the time.
 
-    The features are ``t`` and ``cos``, ``sin`` of its first four multiples of pi.
+    The features are ``t`` and ``cos``, ``sin`` of its first four multiples of pi, and where frequencies are
+    given the ``cos`` and ``sin`` of each coordinate at each of them. Targets with sharp edges in few
+    dimensions want these: a dense network of the bare coordinates learns fine detail last.
 
     Args:
         dim: Dimension of the points, at least 1.
         condition_dim: Number of conditions, at least 0.
         width: Width of the hidden layers, at least 1.
         depth: Number of hidden layers, at least 1.
+        point_frequencies: Angular frequencies of features of the coordinates, per unit of the points.
         seed: Seed of the initial weights.
         dtype: Floating dtype.
         device: Where the weights live.
@@ -75,9 +78,14 @@ class VelocityNetwork(nn.Module):
         >>> network = VelocityNetwork(2, seed=0)
         >>> network(torch.zeros(5, 2), torch.zeros(5, 1), torch.zeros(5, 0)).shape
         torch.Size([5, 2])
+
+    References:
+        Tancik et al. (2020), Fourier features let networks learn high frequency functions in low dimensional
+        domains, section 5. arXiv:2006.10739
     """
 
     frequencies: Tensor
+    point_frequencies: Tensor
 
     def __init__(
         self,
@@ -86,6 +94,7 @@ class VelocityNetwork(nn.Module):
         *,
         width: int = 128,
         depth: int = 3,
+        point_frequencies: Sequence[float] = (),
         seed: int,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
@@ -94,13 +103,20 @@ class VelocityNetwork(nn.Module):
         super().__init__()
         frequencies = math.pi * torch.arange(1, 5, dtype=dtype, device=device)
         self.register_buffer("frequencies", frequencies, persistent=False)
-        sizes = (dim + condition_dim + 1 + 2 * len(frequencies), *[width] * depth, dim)
+        scales = torch.tensor(list(point_frequencies), dtype=dtype, device=device)
+        self.register_buffer("point_frequencies", scales, persistent=False)
+        inputs = dim * (1 + 2 * len(scales)) + condition_dim + 1 + 2 * len(frequencies)
+        sizes = (inputs, *[width] * depth, dim)
         self.layers = perceptron(sizes, seed=seed, dtype=dtype, device=device)
 
     def forward(self, points: Tensor, t: Tensor, conditions: Tensor) -> Tensor:
         """Velocities ``(n, d)`` at points ``(n, d)``, times ``(n, 1)`` and conditions ``(n, c)``."""
         angles = t * self.frequencies
-        return self.layers(torch.cat((points, conditions, t, angles.cos(), angles.sin()), 1))
+        features = [points, conditions, t, angles.cos(), angles.sin()]
+        if len(self.point_frequencies):
+            waves = (points[:, :, None] * self.point_frequencies).flatten(1)
+            features += [waves.cos(), waves.sin()]
+        return self.layers(torch.cat(features, 1))
 
 
 class FlowSampler(nn.Module):
@@ -247,7 +263,7 @@ def train_flow(
     units = [part.to(device=device, dtype=dtype) for part in columns]
     target = (matrix.to(units[0]) - units[0]) / units[1]
     given = (known.to(units[0]) - units[2]) / units[3]
-    draw = _Draws(seed, settings.batch, target.shape, dtype, torch.device(device))
+    draw = Draws(seed, settings.batch, target.shape, dtype, torch.device(device))
     share = processes.share.of(settings.batch)
 
     def loss(velocity: nn.Module, iteration: int) -> Tensor:
@@ -288,30 +304,3 @@ def train_flow(
     return FlowSampler(
         velocity, *units, output_shape=tuple(data.shape[1:]), steps=settings.steps
     ).eval(), history
-
-
-class _Draws:
-    """The randomness of each iteration: mini-batch rows, base points and times."""
-
-    def __init__(
-        self, seed: int, batch: int, shape: torch.Size, dtype: torch.dtype, device: torch.device
-    ) -> None:
-        self.seed, self.batch, self.dtype, self.device = seed, batch, dtype, device
-        self.num_rows, self.dim = shape
-        self.held: tuple[int, Tensor, Tensor, Tensor] | None = None
-
-    def __call__(self, iteration: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows ``(batch,)``, base points ``(batch, dim)`` and times ``(batch, 1)``."""
-        group, position = divmod(iteration, _AHEAD)
-        if self.held is None or self.held[0] != group:
-            self.held = (group, *self._draw(NoiseStream(self.seed, group * _AHEAD, (group + 1) * _AHEAD)))
-        _, rows, base, t = self.held
-        return rows[position], base[position], t[position]
-
-    def _draw(self, noise: NoiseStream) -> tuple[Tensor, Tensor, Tensor]:
-        """The draws of a group of iterations, which are the samples of the stream."""
-        where = {"purpose": Purpose.TRAINING, "device": self.device}
-        uniforms = noise.fork("rows").uniforms(self.batch, dtype=torch.float64, **where)
-        base = noise.fork("base").normals(self.batch * self.dim, dtype=self.dtype, **where)
-        t = noise.fork("time").uniforms(self.batch, dtype=self.dtype, **where)
-        return (uniforms * self.num_rows).long(), base.view(_AHEAD, self.batch, self.dim), t.unsqueeze(2)

@@ -7,13 +7,15 @@ from inference.samplers.flow_map import FlowMapLoss, FlowMapNetwork, FlowMapSamp
 from inference.samplers.flows import (
     ProbabilityDiffusion,
     ProbabilityFlow,
+    capped_diffusivity,
     diffusion_equation,
     flow_equation,
+    leaving_diffusivity,
     optimal_diffusivity,
 )
 from inference.samplers.forecast import leave_point
 from inference.samplers.generator import Generator
-from inference.samplers.grids import geometric_times, log_snr_times
+from inference.samplers.grids import geometric_times, leaving_times, log_snr_times
 from inference.samplers.guidance import guided
 from inference.samplers.interface import Sampler
 from inference.samplers.learned import LearnedSolver, fit_solver
@@ -39,6 +41,7 @@ __all__ = [
     "Sampler",
     "StochasticDPMSolver",
     "StudentNoise",
+    "capped_diffusivity",
     "classified",
     "denoising_flow",
     "diffusion_equation",
@@ -47,6 +50,8 @@ __all__ = [
     "geometric_times",
     "guided",
     "leave_point",
+    "leaving_diffusivity",
+    "leaving_times",
     "log_snr_times",
     "observed",
     "optimal_diffusivity",

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from inference.interpolants.interpolant import Kind, OneSided, TwoSided
+from inference.interpolants.interpolant import Interpolant, Kind, OneSided, TwoSided
 from inference.interpolants.prediction import Prediction
 from inference.samplers.interface import check_times
 from sde.equation import SDE, NoiseStructure, ode
@@ -36,9 +36,11 @@ __all__ = [
     "Diffusivity",
     "ProbabilityDiffusion",
     "ProbabilityFlow",
+    "capped_diffusivity",
     "diffusion_equation",
     "diffusivity_at",
     "flow_equation",
+    "leaving_diffusivity",
     "optimal_diffusivity",
 ]
 
@@ -130,6 +132,69 @@ def optimal_diffusivity(path: OneSided | TwoSided) -> Callable[[Tensor], Tensor]
         return square * rate / beta - half_rate
 
     return eps
+
+
+def leaving_diffusivity(path: TwoSided, share: float = 1.0) -> Callable[[Tensor], Tensor]:
+    r"""The diffusivity of the path itself where it leaves a point, or a share of it.
+
+    .. math:: \epsilon(t) = \text{share}\; \gamma^2 / 2t
+
+    With the whole, the drift is :attr:`Kind.DRIFT`, and no score is needed. With less, a sampler must start
+    by :func:`leave_point` on a geometric grid.
+
+    Args:
+        path: A two-sided path whose starts are known.
+        share: At least 0; 0 is the flow.
+
+    Returns:
+        A function of time.
+
+    Raises:
+        ValueError: If the share is negative.
+
+    Example:
+        >>> from inference.interpolants import Fading, Quadratic
+        >>> leaving_diffusivity(TwoSided(Quadratic(), Fading()))(torch.tensor(0.0))  # (1 - t)^2 / 2
+        tensor(0.5000)
+    """
+    if not 0 <= share < math.inf:
+        raise ValueError(f"`share` must be at least 0; got {share}.")
+    return lambda t: share * path.leaving(t)
+
+
+def capped_diffusivity(path: Interpolant, eps: Diffusivity, step: float) -> Callable[[Tensor], Tensor]:
+    r"""A diffusivity that explicit steps can follow where the score of a path is steep.
+
+    .. math:: \epsilon_h(t) = \min\bigl(\epsilon(t),\; c^2(t) / h\bigr)
+
+    with c the amplitude of the Gaussian part. Where the law of the path is sharper than c, the drift pulls to
+    it at the rate :math:`\epsilon / c^2`, and a step h is stable up to twice the inverse of that. The laws at
+    all times are those of the path whatever the diffusivity, so that the cut costs no accuracy of the fields.
+
+    Args:
+        path: The interpolant.
+        eps: The diffusivity wanted.
+        step: ``h``, the largest step, positive.
+
+    Returns:
+        A function of time; with it no score is needed where the amplitude vanishes.
+
+    Raises:
+        ValueError: If the step is not positive.
+
+    Example:
+        >>> from inference.interpolants import OneSided
+        >>> eps = capped_diffusivity(OneSided(), 1.0, step=0.01)
+        >>> [round(float(eps(torch.tensor(t))), 4) for t in (0.5, 0.95, 1.0)]
+        [1.0, 0.25, 0.0]
+    """
+    if not step > 0:
+        raise ValueError(f"`step` must be positive; got {step}.")
+
+    def capped(t: Tensor) -> Tensor:
+        return torch.minimum(diffusivity_at(eps, t), path.variance(t)[0] / step)
+
+    return capped
 
 
 @dataclass(frozen=True, slots=True)

@@ -206,6 +206,18 @@ def sample(inputs: object) -> object:
     return exact_sampler(2)(inputs, NoiseStream(0, 0, 4))
 
 
+def test_network_reads_waves_of_its_points() -> None:
+    """Blind to the bare coordinate, it cannot tell apart points that differ by the period of its wave."""
+    network = VelocityNetwork(1, width=4, depth=1, point_frequencies=(2.0,), seed=0, dtype=torch.float64)
+    with torch.no_grad():
+        network.layers[0].weight[:, 0] = 0
+    points = torch.tensor([[0.3], [0.3 + math.pi], [0.5]], dtype=torch.float64)
+    t = torch.zeros_like(points)
+    values = network(points, t, points[:, :0])
+    torch.testing.assert_close(values[0], values[1])
+    assert (values[0] - values[2]).abs().item() > 1e-3
+
+
 BAD: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: train_flow(torch.ones(1, 3), seed=0, progress=False), ValueError, r"at least two samples"),
     (
