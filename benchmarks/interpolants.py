@@ -9,7 +9,7 @@ import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
-from benchmarks import bridges, checkerboard, few_steps, forecasting, mixture_128
+from benchmarks import bridges, checkerboard, few_steps, forecasting, mixture_128, sampling
 from benchmarks.check import Figure, Section, at_least, at_most, main, within
 from benchmarks.few_steps import three_modes
 from inference import FitSettings, fit
@@ -401,6 +401,7 @@ SECTIONS: list[Section] = [
     *few_steps.SECTIONS,
     *forecasting.SECTIONS,
     *mixture_128.SECTIONS,
+    *sampling.SECTIONS,
 ]
 
 SLOW: list[Section] = [  # run by --slow
@@ -409,6 +410,7 @@ SLOW: list[Section] = [  # run by --slow
     *few_steps.SLOW,
     *forecasting.SLOW,
     *mixture_128.SLOW,
+    *sampling.SLOW,
 ]
 
 if __name__ == "__main__":

@@ -105,7 +105,7 @@ def plot(samples: dict[str, Tensor], density: Tensor, errors: dict[str, list[flo
 
 
 def main(
-    folder: Path = Path("out/checkerboard"), iterations: int = 3000, seed: int = 0, points: int = 20_000
+    folder: Path = Path("out/checkerboard"), iterations: int = 3000, seed: int = 0, points: int = 10_000
 ) -> dict[str, float]:
     """Learn three fields, sample, compare, draw.
 
@@ -124,30 +124,35 @@ def main(
     fields = {kind: learn(kind, iterations, seed, folder) for kind in (Kind.VELOCITY, Kind.NOISE, Kind.SCORE)}
     noise = NoiseStream(seed, 0, points).fork("samples")
     held = BOARD.sample(noise.fork("held"))
-    found: dict[str, list[Tensor]] = {}
-    for name, kind in (("denoiser", Kind.NOISE), ("score", Kind.SCORE)):
-        prediction = Prediction(PATH, {Kind.VELOCITY: fields[Kind.VELOCITY], kind: fields[kind]})
-        found[name] = [sample(prediction, eps, noise) for eps in DIFFUSIVITIES]
+    denoiser, score = (
+        Prediction(PATH, {Kind.VELOCITY: fields[Kind.VELOCITY], kind: fields[kind]})
+        for kind in (Kind.NOISE, Kind.SCORE)
+    )
+    flow = sample(denoiser, 0.0, noise)
+    found = {
+        name: [flow, *(sample(prediction, eps, noise) for eps in DIFFUSIVITIES[1:])]
+        for name, prediction in (("denoiser", denoiser), ("score", score))
+    }
     errors = {name: [BOARD.errors(x, held).mean().item() for x in rows] for name, rows in found.items()}
     own = BOARD.sample(noise.fork("own"))
     floor = BOARD.errors(own, held).mean().item()
-    line = torch.linspace(-4.5, 4.5, 64)
-    density = log_density(prediction, torch.cartesian_prod(line, line)).exp().view(64, 64)
+    line = torch.linspace(-4.5, 4.5, 60)
+    density = log_density(denoiser, torch.cartesian_prod(line, line)).exp().view(60, 60)
     last = f"diffusivity {DIFFUSIVITIES[-1]:g}"
     samples = {
         "the board": own,
-        "flow": found["denoiser"][0],
+        "flow": flow,
         f"diffusion, denoiser, {last}": found["denoiser"][-1],
         f"diffusion, score, {last}": found["score"][-1],
     }
     plot(samples, density, errors, floor).savefig(folder / "figure.png", dpi=120)
-    gaps = BOARD.log_density(held[:1000]) - log_density(prediction, held[:1000])
+    gaps = BOARD.log_density(held[:1000]) - log_density(denoiser, held[:1000])
     return {
         "floor": floor,
         "flow": errors["denoiser"][0],
         "denoiser": min(errors["denoiser"][1:]),
         "score": min(errors["score"][1:]),
-        "flow_outside": 1 - BOARD.contains(found["denoiser"][0]).float().mean().item(),
+        "flow_outside": 1 - BOARD.contains(flow).float().mean().item(),
         "denoiser_outside": 1 - BOARD.contains(found["denoiser"][-1]).float().mean().item(),
         "gap": gaps.mean().item(),
         "gap_error": gaps.std().item() / math.sqrt(len(gaps)),

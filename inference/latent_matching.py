@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from inference.encoders import Encoder, TemporalConvolution
+from inference.latent_dynamics import ControlledDynamics
 from inference.latent_samplers import Prediction, summarise
 from inference.latent_sde import LatentSDE
 from inference.likelihoods import Likelihood
@@ -206,9 +207,10 @@ class LatentMatching(nn.Module):
         observations: int | None = None,
     ) -> None:
         super().__init__()
-        if model.noise is not None or model.code_dim != model.latent_dim:
+        dynamics = model.dynamics
+        if model.noise is not None or model.content_dim or not isinstance(dynamics, ControlledDynamics):
             raise ValueError("`model` must have Brownian noise and nothing beside its state.")
-        if model.solver.calculus is not Calculus.ITO:
+        if dynamics.solver.calculus is not Calculus.ITO:
             raise ValueError("`model` must have a solver in the sense of Ito; got Stratonovich.")
         if model.latent_dim != posterior.latent_dim:
             raise ValueError(
@@ -220,6 +222,11 @@ class LatentMatching(nn.Module):
                 raise ValueError(f"`{name}` must be at least 1; got {value}.")
         self.model, self.posterior = model, posterior
         self.instants, self.observations = instants, observations
+
+    @property
+    def _dynamics(self) -> ControlledDynamics:
+        """Equation and initial law."""
+        return cast(ControlledDynamics, self.model.dynamics)
 
     def elbo(
         self, series: Series, noise: NoiseStream, *, paths: int = 1, kl_weight: float = 1.0
@@ -247,7 +254,7 @@ class LatentMatching(nn.Module):
         many = curve.repeat(paths)
         start, stop = float(series.times[0]), float(series.times[-1])
         path = matching_divergence(
-            self.model.equation(), many, start, stop, noise, instants=self.instants
+            self._dynamics.equation(), many, start, stop, noise, instants=self.instants
         ).divergence
         likelihood = self._likelihood(many, series, noise, paths)
         initial = self._initial_divergence(curve, series.times[:1])
@@ -274,9 +281,9 @@ class LatentMatching(nn.Module):
         """Of normal laws, shape ``(B,)``."""
         mean, factor = (part[:, 0] for part in curve(time))
         matrix = factor if self.posterior.correlated else factor.diag_embed()
-        scale = self.model.initial_log_deviation
+        scale = self._dynamics.initial_log_deviation
         ratio = matrix / scale.exp()[:, None]
-        gap = (mean - self.model.initial_mean) / scale.exp()
+        gap = (mean - self._dynamics.initial_mean) / scale.exp()
         squares = ratio.square().sum((1, 2)) + gap.square().sum(1) - self.model.latent_dim
         return 0.5 * squares - torch.linalg.slogdet(ratio)[1]
 
@@ -306,11 +313,11 @@ class LatentMatching(nn.Module):
         if not len(beyond):
             return known[:, :-1]
         later = solve(
-            self.model.equation(),
+            self._dynamics.equation(),
             known[:, -1],
             torch.cat((series.times[-1:].to(times), beyond)),
             noise,
-            solver=self.model.solver,
+            solver=self._dynamics.solver,
             max_step=self.model.max_step,
             allow_diverged=True,
         )

@@ -187,7 +187,7 @@ def test_cost_of_an_estimate_does_not_depend_on_the_steps_of_the_solver() -> Non
     series, counts = _series(), []
     for max_step in (0.05, 0.0005):
         matching = _matching(correlated=True)
-        matching.model.max_step = max_step
+        matching.model.dynamics.max_step = max_step
         matching.elbo(series, NoiseStream(0, 0, 2))
         counts.append(cast(_Rotation, matching.model.drift).calls)
     assert counts == [1, 1]
@@ -253,7 +253,7 @@ def test_curve_passes_through_its_knots_and_bends_where_told() -> None:
 
 def test_states_follow_the_marginals_then_the_prior() -> None:
     matching, series = _matching(correlated=True), _series()
-    matching.model.max_step, n = 0.005, 8000
+    matching.model.dynamics.max_step, n = 0.005, 8000
     times = torch.tensor([0.3, 1.0, 1.5], dtype=_F64)
     states = matching.states(series.select(slice(0, 1)), times, NoiseStream(3, 0, n), paths=n)
     with torch.no_grad():
@@ -311,7 +311,7 @@ def test_matching_refuses_what_it_cannot_train() -> None:
         matching.elbo(series, NoiseStream(0, 0, 5))
     with pytest.raises(ValueError, match="`times` must not lie before 0"):
         matching.states(series, torch.tensor([-1.0, 0.5]), NoiseStream(0, 0, 4))
-    twisted = latent_sde(2, 3, max_step=0.1, seed=0, solver=Heun()).equation()
+    twisted = latent_sde(2, 3, max_step=0.1, seed=0, solver=Heun()).dynamics.equation()
     with pytest.raises(ValueError, match="`prior` must be an equation in the sense of Ito"):
         matching_divergence(twisted, lambda t: (t[:, None], 1 + t[:, None]), 0, 1, NoiseStream(0, 0, 2))
 

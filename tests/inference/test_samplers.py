@@ -31,6 +31,7 @@ from inference.samplers import (
     ProbabilityFlow,
     Sampler,
     StochasticDPMSolver,
+    capped_diffusivity,
     diffusion_equation,
     geometric_times,
     leave_point,
@@ -484,3 +485,24 @@ BAD: list[tuple[Callable[[], object], str]] = [
 def test_samplers_refuse(call: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_capped_diffusivity_is_followed_where_a_constant_one_is_not() -> None:
+    """To a law far sharper than a step: the pull at the end is a thousand times what 50 steps can follow."""
+    sharp = Mixture.gaussian(
+        torch.ones(1, dtype=torch.float64), torch.full((1, 1), 1e-6, dtype=torch.float64)
+    )
+    exact = MixtureProblem(OneSided(), Mixture.standard(1), sharp)
+    noise, times = NoiseStream(3, 0, 500), torch.linspace(0, 1, 51, dtype=torch.float64)
+    start = noise.normals(1, dtype=torch.float64)
+    ends = [
+        ProbabilityDiffusion(eps)(exact.prediction(), start, times, noise)
+        for eps in (capped_diffusivity(OneSided(), 1.0, 0.02), 1.0)
+    ]
+    assert (ends[0] - 1).abs().max() < 0.2  # ten deviations of the path one step before its end
+    assert not (ends[1] - 1).abs().max() < 10
+
+
+def test_capped_diffusivity_refuses_a_step_without_length() -> None:
+    with pytest.raises(ValueError, match="`step` must be positive; got 0"):
+        capped_diffusivity(OneSided(), 1.0, 0.0)
