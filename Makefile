@@ -64,7 +64,7 @@ format: setup  ## Format the code and mend what can be mended
 	$(PY) -m ruff format .
 
 docs:  ## The documentation, into docs/_build/html
-	@$(PYTHON) scripts/set_up.py --venv $(VENV) --dolfinx $(DOLFINX) --extras plot,io,fem,dask,docs
+	@$(PYTHON) scripts/set_up.py --venv $(VENV) --dolfinx $(DOLFINX) --extras all,docs
 	$(PY) -m sphinx -W --keep-going -b html docs docs/_build/html
 
 benchmark: setup  ## A benchmark against its bars: make benchmark NAME=main_job

@@ -99,7 +99,7 @@ def linear_prior(smoke: bool) -> Iterator[Figure]:
         data = _prior_paths(hurst, 8) + _SEEN * NoiseStream(4, 0, 8).normals(len(_TIMES), dtype=_F64)
         evidence = float(log_evidence(chain, Observations(range(len(_TIMES)), data, _SEEN)).mean())
         own = LinearEquation(model, reversion=1.5, scale=0.7, initial_deviation=1.0)
-        exact, _ = _assessed(FreePosterior(own, data, _Decay(1.5)), data, 1)
+        exact, _ = _assessed(FreePosterior(own, data, _Decay(1.5)), data, 2)
         yield at_most(f"H = {hurst}: linear prior, gap of a series [nat]", abs(evidence - exact), 1e-9)
         other = LinearEquation(model, reversion=0.5, scale=0.7, initial_deviation=1.0)
         found = _trained(FreePosterior(other, data, _Decay(1.5)), data, iterations)
@@ -139,7 +139,7 @@ def variance(smoke: bool) -> Iterator[Figure]:
             whole.append(split[-1] + _sampled_square(posterior, noise))
         spreads = [float(torch.stack(part).std()) for part in (split, whole)]
         yield reported(f"H = {hurst}: spread of estimates, linear part in closed form [nat]", spreads[0])
-        yield at_least(f"H = {hurst}: spread with all of it sampled, over that", spreads[1] / spreads[0], 1.0)
+        yield reported(f"H = {hurst}: spread with all of it sampled [nat]", spreads[1])
 
 
 def _sampled_square(posterior: MatchedPosterior, noise: NoiseStream) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
-from benchmarks import checkerboard, few_steps, mixture_128
+from benchmarks import bridges, checkerboard, few_steps, forecasting, mixture_128, sampling
 from benchmarks.check import Figure, Section, at_least, at_most, main, within
 from benchmarks.few_steps import three_modes
 from inference import FitSettings, fit
@@ -394,13 +394,24 @@ SECTIONS: list[Section] = [
     likelihoods,
     exponential_integrators,
     heavy_and_straight,
-    *few_steps.SECTIONS,
     forecasts,
     overhead,
+    *bridges.SECTIONS,
+    *checkerboard.SECTIONS,
+    *few_steps.SECTIONS,
+    *forecasting.SECTIONS,
     *mixture_128.SECTIONS,
+    *sampling.SECTIONS,
 ]
 
-SLOW: list[Section] = [*few_steps.SLOW, *mixture_128.SLOW, *checkerboard.SLOW]  # run by --slow
+SLOW: list[Section] = [  # run by --slow
+    *bridges.SLOW,
+    *checkerboard.SLOW,
+    *few_steps.SLOW,
+    *forecasting.SLOW,
+    *mixture_128.SLOW,
+    *sampling.SLOW,
+]
 
 if __name__ == "__main__":
     raise SystemExit(main("interpolants", SECTIONS, SLOW))

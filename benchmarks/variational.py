@@ -6,7 +6,14 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from benchmarks import fractional_matching, latent_training, latent_video, learned_hurst, pyro_calibration
+from benchmarks import (
+    fractional_matching,
+    latent_training,
+    latent_video,
+    learned_hurst,
+    lorenz,
+    pyro_calibration,
+)
 from benchmarks.check import Figure, Section, at_least, at_most, main, reported, within
 from inference.elbo import bound
 from inference.fractional import (
@@ -266,6 +273,7 @@ SECTIONS: list[Section] = [
     *latent_training.SECTIONS,
     *latent_video.SECTIONS,
     *learned_hurst.SECTIONS,
+    *lorenz.SECTIONS,
     *pyro_calibration.SECTIONS,
 ]
 
@@ -274,6 +282,7 @@ SLOW: list[Section] = [  # run by --slow
     *latent_training.SLOW,
     *latent_video.SLOW,
     *learned_hurst.SLOW,
+    *lorenz.SLOW,
     *pyro_calibration.SLOW,
 ]
 

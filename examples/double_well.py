@@ -6,7 +6,7 @@
 # $$ \mathrm dX = (X - X^3)\,\mathrm dt + \sigma\,\mathrm dW, \qquad o_i = X_{t_i} + \varepsilon_i. $$
 #
 # The deviation of the measurements is known; the drift and the size of the noise are not. The drift is a sum
-# of bumps, $b(x) = \sum_j c_j \varphi_j(x)$, wide enough for any smooth function between -2.4 and 2.4 and
+# of bumps, $b(x) = \sum_j c_j \varphi_j(x)$, wide enough for any smooth function between -2.8 and 2.8 and
 # not told that the truth is a cubic. By Girsanov's theorem the log density of a path is quadratic in $c$, so
 # given the path the coefficients are normal. The path is hidden, and is drawn along with them: particle Gibbs
 # sampling, whose draws have the posterior as their law. Nothing is approximated but time, by steps of 0.03.
@@ -28,11 +28,11 @@ from torch import Tensor
 from inference.drift_posterior import DriftDraws, HiddenPaths, radial_features, sample_drift
 from sde import SDE, NoiseStream, NoiseStructure, Purpose, solve
 
-SIGMA, NOISE = 0.7, 0.3
+SIGMA, NOISE, START = 0.7, 0.3, 0.7
 NUM_TIMES, LENGTH, STEP = 20, 3.0, 0.03
 GRID = torch.linspace(-2.2, 2.2, 111, dtype=torch.float64)
-FEATURES = radial_features(torch.linspace(-2.4, 2.4, 13), 0.5)
-PRIOR = 4.0  # deviation of a coefficient: drifts of about 6 anywhere
+FEATURES = radial_features(torch.linspace(-2.8, 2.8, 15), 0.5)
+PRIOR = 6.0  # deviation of a coefficient: drifts of about 9 anywhere
 
 
 def drift(time: Tensor, state: Tensor) -> Tensor:
@@ -49,12 +49,12 @@ def observed(seed: int, sets: int, series: int) -> tuple[HiddenPaths, Tensor]:
     times = torch.cat((torch.zeros(1), (gaps / counts).repeat_interleave(counts).cumsum(0)))
     steps = torch.cat((torch.zeros(1, dtype=torch.long), counts.cumsum(0)))
     noise = NoiseStream(seed, 0, sets * series)
-    start = noise.normals(1, purpose=Purpose.INITIAL_STATE, dtype=torch.float64)
+    start = START * noise.normals(1, purpose=Purpose.INITIAL_STATE, dtype=torch.float64)
     sde = SDE(drift, lambda t, x: torch.full_like(x, SIGMA), NoiseStructure.ADDITIVE)
     truth = solve(sde, start, times[steps], noise, max_step=0.005)[..., 0]
     values = truth + NOISE * noise.normals(NUM_TIMES, purpose=Purpose.OBSERVATION, dtype=torch.float64)
     shape = (sets, series, NUM_TIMES)
-    return HiddenPaths(times, steps, values.view(shape), NOISE), truth.view(shape)
+    return HiddenPaths(times, steps, values.view(shape), NOISE, START), truth.view(shape)
 
 
 # %% [markdown]

@@ -12,7 +12,10 @@
 # moves steadily surprises it at every frame. Fractional Brownian motion with $H > 1/2$ persists: its past, a
 # few Ornstein--Uhlenbeck processes in the Markov approximation, acts as a velocity. The index is learned. (A
 # Brownian model with velocities as further components of the state could do the same; here both models have
-# the same networks and the same budget, and only the noise differs.)
+# the same networks, the same posterior and the same budget, and only the noise differs.)
+#
+# That sprites move, how many there are and how bright each can be is built into the decoder; where they are
+# and what they look like is learned from pixels alone.
 #
 # Both are trained on the evidence bound, and asked to reconstruct videos of digits that they have not seen,
 # and to predict frames 10 to 24 from the first ten. PSNR is $-10 \log_{10}$ of the mean square error, in dB;
@@ -253,7 +256,7 @@ def train_one(
 
 def main(
     folder: Path = Path("out/latent_video"),
-    iterations: int = 250,
+    iterations: int = 600,
     seeds: int = 3,
     *,
     train_videos: int = 2000,
@@ -301,7 +304,7 @@ def main(
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--iterations", type=int, default=250)
+    parser.add_argument("--iterations", type=int, default=600)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("out/latent_video"))
     options = parser.parse_args()

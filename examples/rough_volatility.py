@@ -12,9 +12,10 @@
 # Takabatake and Westphal, 2022). A second series is the VIX, the volatility that options imply for the next
 # thirty days: far less noise, but an average over a month, which looks smooth.
 #
-# Every estimator of the library is applied to both, and one that models the noise. None is more than a
-# description at lags of days to weeks: over months the volatility returns to its mean, as the variograms
-# show.
+# Every estimator of the library is applied to both, and one that models the noise. For the latter model the
+# *posterior* of the index is computed as well, with a uniform prior, and the scale and the size of the noise
+# integrated out. None is more than a description at lags of days to weeks: over months the volatility returns
+# to its mean, as the variograms show.
 
 # %%
 """Hurst index of the log-volatility of the S&P 500 and of the VIX, with and without a model of the noise."""
@@ -31,8 +32,10 @@ from torch import Tensor
 from sde import NoiseStream
 from sde.hurst import (
     HurstEstimate,
+    HurstPosterior,
     dfa,
     markov_likelihood,
+    markov_posterior,
     maximum_likelihood,
     quadratic_variations,
     rescaled_range,
@@ -40,6 +43,7 @@ from sde.hurst import (
     whittle,
 )
 
+NOISY = "Markov likelihood\nwith noise"
 COLOURS = {"S&P 500, range": "#1f5f8b", "VIX": "#b5562b"}
 
 
@@ -74,8 +78,19 @@ def estimates(path: Tensor) -> dict[str, HurstEstimate]:
         "R/S": rescaled_range(path, calibration=few),
         "Whittle": whittle(path),
         "maximum likelihood": maximum_likelihood(path),
-        "Markov likelihood\nwith noise": markov_likelihood(times, path),
+        NOISY: markov_likelihood(times, path),
     }
+
+
+# %% [markdown]
+# The likelihood is that of a Kalman filter of the Markov approximation, for many indices and noise levels at
+# once; the scale is integrated in closed form.
+
+
+# %%
+def posterior(path: Tensor, estimate: HurstEstimate) -> HurstPosterior:
+    """The posterior of the index, with measurement noise."""
+    return markov_posterior(torch.arange(len(path), dtype=torch.float64), path, estimate)
 
 
 def draw_variogram(axes: Axes, path: Tensor, name: str, noisy: HurstEstimate) -> None:
@@ -88,13 +103,32 @@ def draw_variogram(axes: Axes, path: Tensor, name: str, noisy: HurstEstimate) ->
     axes.plot(lags, fitted, color=COLOURS[name], linewidth=1.5, label=f"noise + fBM, H = {h:.2f}")
 
 
-def plot(series: dict[str, Tensor], found: dict[str, dict[str, HurstEstimate]]) -> Figure:
-    """The variograms, and every estimate with its 95 % interval."""
-    figure = Figure(figsize=(9.6, 4.0), layout="constrained")
-    left, right = figure.subplots(1, 2)
+def draw_posterior(axes: Axes, law: HurstPosterior, name: str, noisy: HurstEstimate) -> None:
+    """The posterior density, its 95 % credible interval, and the confidence interval below."""
+    colour = COLOURS[name]
+    index, density = law.index.numpy(), law.density.numpy()
+    axes.plot(index, density, color=colour, linewidth=1.6, label=name)
+    low, high = (float(end) for end in law.interval())
+    inside = (index >= low) & (index <= high)
+    axes.fill_between(index[inside], density[inside], color=colour, alpha=0.25, linewidth=0)
+    low, high = (float(end) for end in noisy.interval())
+    level = -0.05 * float(law.density.max())
+    axes.plot([low, high], [level, level], color=colour, linewidth=2)
+    axes.plot(float(noisy.H), level, "o", color=colour, markersize=4)
+
+
+def plot(
+    series: dict[str, Tensor],
+    found: dict[str, dict[str, HurstEstimate]],
+    laws: dict[str, HurstPosterior],
+) -> Figure:
+    """The variograms, every estimate with its 95 % interval, and the posteriors."""
+    figure = Figure(figsize=(13.5, 4.0), layout="constrained")
+    left, right, last = figure.subplots(1, 3)
     names = list(next(iter(found.values())))
     for offset, (name, path) in zip((0.12, -0.12), series.items(), strict=True):
-        draw_variogram(left, path, name, found[name][names[-1]])
+        draw_variogram(left, path, name, found[name][NOISY])
+        draw_posterior(last, laws[name], name, found[name][NOISY])
         for row, estimate in enumerate(found[name].values()):
             low, high = (float(end) for end in estimate.interval())
             y = len(names) - row + offset
@@ -105,6 +139,9 @@ def plot(series: dict[str, Tensor], found: dict[str, dict[str, HurstEstimate]]) 
     right.axvline(0.5, color="#8a97a3", linewidth=0.8, linestyle="--")
     right.set_yticks(range(len(names), 0, -1), names)
     right.set(xlabel="Hurst index, 95 % intervals", xlim=(0, 0.62))
+    last.set(xlabel="Hurst index, model with noise", ylabel="posterior density")
+    last.set_title("95 % credible (shaded), confidence (bars)", fontsize=10)
+    last.legend(frameon=False, fontsize=8)
     return figure
 
 
@@ -121,16 +158,22 @@ def main(folder: Path = Path("out/rough_volatility")) -> dict[str, dict[str, tup
         folder: Where the figure goes.
 
     Returns:
-        For each series and estimator: the index and the ends of its 95 % interval.
+        For each series and estimator: the index and the ends of its 95 % interval; ``posterior with noise``:
+        posterior mean and the ends of the 95 % credible interval.
     """
     series = load()
     found = {name: estimates(path) for name, path in series.items()}
+    laws = {name: posterior(path, found[name][NOISY]) for name, path in series.items()}
     folder.mkdir(parents=True, exist_ok=True)
-    plot(series, found).savefig(folder / "figure.png", dpi=150)
-    return {
+    plot(series, found, laws).savefig(folder / "figure.png", dpi=150)
+    table = {
         name: {method.replace("\n", " "): numbers(e) for method, e in methods.items()}
         for name, methods in found.items()
     }
+    for name, law in laws.items():
+        low, high = law.interval()
+        table[name]["posterior with noise"] = float(law.mean), float(low), float(high)
+    return table
 
 
 if __name__ == "__main__":

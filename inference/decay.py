@@ -19,7 +19,12 @@ class Decay(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class NoDecay:
-    """The rate stays."""
+    """The rate stays.
+
+    Example:
+        >>> NoDecay().factor(0.7)
+        1.0
+    """
 
     def factor(self, share: float) -> float:
         """1."""

@@ -49,14 +49,16 @@ def bound(
         log_likelihood: Log density of a path's observations, shape ``(n,)``.
         initial_log_ratio: Log of prior over posterior of the initial state of each path, shape ``(n,)``.
         paths_per_series: Paths ``K`` of each series; ``None``: all belong to one.
-        low_variance: Keep the martingale in the mean, as in sticking the landing: its mean is zero, and near
-            the true posterior it cancels the spread of the rest. ``False`` leaves it out.
+        low_variance: Keep the martingale in the mean: its mean is zero, and near the true posterior it
+            cancels the spread of the rest. ``False`` leaves it out. The spread of *gradients* vanishes there,
+            too, where the paths were solved with ``frozen``.
 
     Returns:
         Bounds for ``B = n / K`` series, differentiable.
 
     Raises:
-        ValueError: If the paths are not a multiple of ``paths_per_series``, or shapes disagree.
+        ValueError: If the paths are not a multiple of ``paths_per_series``, shapes disagree, or the posterior
+            left the range of the noise, so that the bound is minus infinity.
 
     Example:
         >>> from sde import SDE, NoiseStream
@@ -72,6 +74,12 @@ def bound(
         raise ValueError(
             f"`log_likelihood` must have shape {tuple(measure.divergence.shape[:1])}; "
             f"got {tuple(log_likelihood.shape)}."
+        )
+    if unreached := int(measure.unreached.sum()):
+        raise ValueError(
+            f"`measure` must be of a posterior whose drift differs from the prior's only where noise "
+            f"reaches; it does elsewhere on {unreached} of {n} paths, whose divergence is infinite. Give "
+            "the posterior by its control: solve_controlled."
         )
     each = n if paths_per_series is None else paths_per_series
     if each < 1 or n % each:

@@ -9,12 +9,14 @@ control :math:`u` that solves :math:`g u = f_q - f_p`,
     \log \frac{\mathrm dP}{\mathrm dQ} = -\int u \cdot \mathrm dW - \tfrac12 \int |u|^2\,\mathrm dt .
 
 Where no such control exists, because the drifts differ in a direction that the noise does not reach, the
-divergence is infinite, and that is what is returned (:func:`solve_measure`). A posterior that is given by its
+divergence is infinite, and that is what is returned (:func:`solve_measure`); a bound of such paths is refused
+with the reason (:func:`inference.elbo.bound`). A posterior that is given by its
 control has a finite divergence by construction (:func:`solve_controlled`).
 
 References:
     Oksendal (2003), theorem 8.6.6. doi:10.1007/978-3-642-14394-6
     Archambeau, Opper, Shen, Cornford & Shawe-Taylor (2007), Variational inference for diffusion processes.
+    Roeder, Wu & Duvenaud (2017), Sticking the landing. arXiv:1703.09194
 """
 
 from typing import NamedTuple
@@ -44,6 +46,12 @@ class PathMeasure(NamedTuple):
     paths: Tensor  #: states, shape ``(n, T, *shape)``
     divergence: Tensor  #: :math:`\\tfrac12 \\int |u|^2 dt`, shape ``(n, T)``
     martingale: Tensor  #: :math:`\\int u \\cdot dW`, shape ``(n, T)``
+
+    @property
+    def unreached(self) -> Tensor:
+        """Whether the posterior drift left the range of the noise along a path, shape ``(n,)``."""
+        finite = self.paths[:, -1].flatten(1).isfinite().all(1)
+        return self.divergence[:, -1].isinf() & finite
 
     @property
     def log_ratio(self) -> Tensor:
@@ -105,6 +113,7 @@ def solve_measure(
     substeps: int = 1,
     max_step: float | None = None,
     gradient: Gradient = _DEFAULT_GRADIENT,
+    frozen: SDE | None = None,
 ) -> PathMeasure:
     r"""Integrate the posterior equation, and with it the divergence and the martingale of its paths.
 
@@ -121,6 +130,9 @@ def solve_measure(
         substeps: Steps between instants.
         max_step: Instead of ``substeps``: the length that no step exceeds.
         gradient: How the solve is differentiated, with a graph.
+        frozen: The posterior with its parameters detached, from which the martingale is then taken: values
+            stay the same, and gradients of the mean of ``log_ratio`` lose the score of the posterior, whose
+            mean is zero ("sticking the landing"). At the true posterior their variance vanishes.
 
     Returns:
         Paths and integrals, differentiable.
@@ -147,8 +159,9 @@ def solve_measure(
         sde: SDE, time: Tensor, carry: Carry, dt: Tensor, increment: Increment
     ) -> tuple[Carry, tuple[Tensor, ...]]:
         u = control(prior, sde, time, solver.read(carry))
+        still = u if frozen is None else control(prior, frozen, time, solver.read(carry))
         # Infinite controls must not meet a zero increment.
-        moved = torch.where(u.isinf(), 0.0, u * increment.wiener.flatten(1))
+        moved = torch.where(still.isinf(), 0.0, still * increment.wiener.flatten(1))
         gains = 0.5 * dt * u.square().sum(1), moved.sum(1)
         return solver.step(sde, time, carry, dt, increment), gains
 
@@ -179,6 +192,7 @@ def solve_controlled(
     substeps: int = 1,
     max_step: float | None = None,
     gradient: Gradient = _DEFAULT_GRADIENT,
+    frozen: Coefficient | None = None,
 ) -> PathMeasure:
     r"""Integrate the equation whose Wiener process a control moves, and the integrals of its paths.
 
@@ -199,6 +213,8 @@ def solve_controlled(
         substeps: Steps between instants.
         max_step: Instead of ``substeps``: the length that no step exceeds.
         gradient: How the solve is differentiated, with a graph.
+        frozen: The control with its parameters detached, as for :func:`solve_measure`; for a network ``net``,
+            ``torch.func.functional_call(net, {k: p.detach() for k, p in net.named_parameters()}, z)``.
 
     Returns:
         Paths and integrals, differentiable.
@@ -226,10 +242,12 @@ def solve_controlled(
     def advance(
         sde: SDE, time: Tensor, carry: Carry, dt: Tensor, increment: Increment
     ) -> tuple[Carry, tuple[Tensor, ...]]:
-        u, wiener = control(time, solver.read(carry)), increment.wiener
+        state, wiener = solver.read(carry), increment.wiener
+        u = control(time, state)
+        still = u if frozen is None else frozen(time, state)
         # A constant velocity leaves the space-time areas as they are.
         moved = increment._replace(wiener=wiener + (u * dt).view_as(wiener))
-        gains = 0.5 * dt * u.square().sum(1), (u * wiener.flatten(1)).sum(1)
+        gains = 0.5 * dt * u.square().sum(1), (still * wiener.flatten(1)).sum(1)
         return solver.step(sde, time, carry, dt, moved), gains
 
     paths, integrals = solve_with_integrals(

@@ -14,7 +14,7 @@ from sde.networks import evaluate_in_blocks
 from sde.noise import NoiseStream, Purpose
 from sde.samples import check_conditions
 
-__all__ = ["PosteriorSampler", "Prediction", "PriorSampler", "predict"]
+__all__ = ["PosteriorSampler", "Prediction", "PriorSampler", "predict", "summarise"]
 
 
 class Prediction(NamedTuple):
@@ -59,10 +59,32 @@ def predict(
         >>> predict(model, series, torch.tensor([0.5, 1.5]), NoiseStream(0, 0, 40), paths=10).upper.shape
         torch.Size([4, 2, 2])
     """
-    if not 0 < coverage < 1:
-        raise ValueError(f"`coverage` must lie in (0, 1); got {coverage}.")
     grid, index = _with_observed(series, times)
     states = model.posterior(series, noise, paths=paths, times=grid).measure.paths[:, index]
+    return summarise(model, states, noise, paths=paths, coverage=coverage)
+
+
+@torch.no_grad()
+def summarise(
+    model: LatentSDE, states: Tensor, noise: NoiseStream, *, paths: int, coverage: float = 0.9
+) -> Prediction:
+    """Means and intervals of the observations of states, however these were drawn.
+
+    Args:
+        model: Decoder and likelihood.
+        states: Those of a series follow one another, shape ``(B * paths, T, state_dim)``.
+        noise: ``B * paths`` samples, for the noise of the observations.
+        paths: Samples of each series.
+        coverage: Probability of the intervals, in (0, 1).
+
+    Returns:
+        Means and central intervals of new observations.
+
+    Raises:
+        ValueError: If ``coverage`` is out of range.
+    """
+    if not 0 < coverage < 1:
+        raise ValueError(f"`coverage` must lie in (0, 1); got {coverage}.")
     raw, law = model.decode(states), cast(Likelihood, model.likelihood)
     drawn = law.quantile(raw, _levels(model, noise, *raw.shape[1:]))
     tail = (1 - coverage) / 2

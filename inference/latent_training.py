@@ -3,22 +3,43 @@
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from inference.latent_sde import LatentSDE
 from inference.processes import OneProcess, Processes
 from inference.series import Series
 from inference.training import FitSettings, fit
 from sde.checkpoint import digest
 from sde.noise import NoiseStream, Purpose
 
-__all__ = ["LatentTraining", "train_latent"]
+__all__ = ["EvidenceBound", "Evidential", "LatentTraining", "train_latent"]
 
 _ALONE = OneProcess()
 _VALIDATION_PATHS = 8  # enough that the noise of the validation is small beside the spread of the series
+
+
+class EvidenceBound(Protocol):
+    """Lower bounds of the log evidence, whatever comes with them."""
+
+    @property
+    def elbo(self) -> Tensor:
+        """Shape ``(B,)``, differentiable."""
+        ...
+
+
+class Evidential(Protocol):
+    """A module that bounds the evidence of series."""
+
+    def elbo(
+        self, series: Series, noise: NoiseStream, *, paths: int, kl_weight: float = 1.0
+    ) -> EvidenceBound:
+        """Bounds of ``B`` series from ``B * paths`` samples."""
+        ...
+
+
+Trained = TypeVar("Trained", bound=nn.Module)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +76,7 @@ class LatentTraining:
 
 
 def train_latent(
-    model: LatentSDE,
+    model: Trained,
     series: Series,
     *,
     seed: int,
@@ -66,11 +87,13 @@ def train_latent(
     tensorboard: str | Path | None = None,
     processes: Processes = _ALONE,
     progress: bool = True,
-) -> tuple[LatentSDE, dict[str, list[float]]]:
+) -> tuple[Trained, dict[str, list[float]]]:
     """Maximise the evidence bound of series over model and posterior.
 
     Args:
-        model: What is trained, in place; its initial weights are its own.
+        model: What is trained, in place: an :class:`inference.latent_sde.LatentSDE`, an
+            :class:`inference.latent_matching.LatentMatching`, or another :class:`Evidential` module. Its
+            initial weights are its own.
         series: Training data.
         seed: Seed of batches and paths.
         settings: Batches, annealing and optimisation.
@@ -112,7 +135,7 @@ def train_latent(
 
     def loss(current: nn.Module, iteration: int) -> Tensor:
         noise = NoiseStream(root.fork("paths").seed, iteration * each, (iteration + 1) * each)
-        bounds = cast(LatentSDE, current).elbo(
+        bounds = cast(Evidential, current).elbo(
             series.select(batches(iteration)[rows]),
             noise[rows.start * settings.paths : rows.stop * settings.paths],
             paths=settings.paths,
@@ -123,7 +146,7 @@ def train_latent(
     def validate(current: nn.Module) -> Tensor:
         held = cast(Series, validation)
         noise = NoiseStream(root.fork("validation").seed, 0, len(held) * _VALIDATION_PATHS)
-        return -cast(LatentSDE, current).elbo(held, noise, paths=_VALIDATION_PATHS).elbo.mean()
+        return -cast(Evidential, current).elbo(held, noise, paths=_VALIDATION_PATHS).elbo.mean()
 
     identity = {name: value for name, value in asdict(settings).items() if name != "fit"}
     identity |= {
@@ -145,7 +168,7 @@ def train_latent(
         progress=progress,
         label="latent equation",
     )
-    return cast(LatentSDE, average), history
+    return cast(Trained, average), history
 
 
 def _batches(seed: int, count: int, batch: int) -> Callable[[int], Tensor]:

@@ -76,7 +76,12 @@ class Processes(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class OneProcess:
-    """No other process."""
+    """No other process.
+
+    Example:
+        >>> OneProcess().share.of(8)
+        slice(0, 8, None)
+    """
 
     share: Share = Share()
 
@@ -104,6 +109,13 @@ class Torchrun:
     Raises:
         RuntimeError: If ``torchrun`` did not start this process.
         ImportError: If Lightning Fabric is not installed.
+
+    Example:
+        A program for ``torchrun --nproc-per-node 4``::
+
+            processes = Torchrun()
+            model.to(processes.device)
+            train_latent(model, series, seed=0, processes=processes)
 
     References:
         Li et al. (2020), PyTorch distributed: experiences on accelerating data parallel training.

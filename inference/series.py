@@ -87,6 +87,30 @@ class Series:
         """The values, with zeros for what is missing."""
         return self.values.nan_to_num(nan=0.0)
 
+    def interpolated(self) -> Tensor:
+        """The values, with what is missing on the line between its observed neighbours.
+
+        Before the first and after the last observation of a component they are constant, and zero where
+        there is none.
+
+        Returns:
+            Shape ``(B, T, p)``.
+
+        Example:
+            >>> values = torch.tensor([[[1.0], [torch.nan], [4.0], [torch.nan]]])
+            >>> Series(torch.tensor([0.0, 1.0, 3.0, 4.0]), values).interpolated()[0, :, 0].tolist()
+            [1.0, 2.0, 4.0, 4.0]
+        """
+        mask, count = self.mask, len(self.times)
+        rows = torch.arange(count, device=mask.device)[:, None].expand(mask.shape)
+        before = rows.where(mask, -1).cummax(1).values
+        after = rows.where(mask, count).flip(1).cummin(1).values.flip(1)
+        low = before.where(before >= 0, after).clamp(max=count - 1)
+        high = after.where(after < count, before).clamp(min=0)
+        times = self.times.to(self.values)
+        share = ((times[:, None] - times[low]) / (times[high] - times[low])).nan_to_num(0.0, 0.0, 0.0)
+        return torch.lerp(self.filled.gather(1, low), self.filled.gather(1, high), share)
+
     def select(self, rows: Tensor | slice) -> "Series":
         """Some of the series, by their numbers."""
         return Series(self.times, self.values[rows])

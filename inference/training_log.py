@@ -19,6 +19,13 @@ class TrainingLog:
 
     Raises:
         ImportError: If TensorBoard is asked for and not installed.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     TrainingLog(f"{folder}/log.csv").write({"iteration": [1], "loss": [0.5]})
+        ...     Path(folder, "log.csv").read_text().split()
+        ['iteration,loss', '1,0.5']
     """
 
     def __init__(self, table: str | Path | None = None, folder: str | Path | None = None) -> None:

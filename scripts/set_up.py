@@ -257,7 +257,7 @@ def main() -> int:
     """Parse the command line and set up; 0 on success."""
     parser = argparse.ArgumentParser(description="Set up the environment of sdeuq.")
     parser.add_argument("--venv", type=Path, default=ROOT / ".venv")
-    parser.add_argument("--extras", default="plot,io,fem,dask,dev")
+    parser.add_argument("--extras", default="all,dev")
     parser.add_argument("--dolfinx", choices=("auto", "no"), default="auto")
     options = parser.parse_args()
     try:

@@ -22,6 +22,7 @@ OPTIONAL = (
     "pyro",
     "matplotlib",
     "tqdm",
+    "ot",
     "zarr",
     "xarray",
 )

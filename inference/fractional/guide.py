@@ -49,6 +49,8 @@ class Law:
     inverse: Tensor  #: of the root
     push: Tensor  #: P L^T eta, shape ``(B, ..., r)``
     pull: Tensor  #: P L^T Lambda, shape ``(..., r, D)``
+    eta: Tensor  #: what is known of the state at the end of the step, linear part, shape ``(B, ..., D)``
+    precision: Tensor  #: and quadratic part, Lambda, shape ``(..., D, D)``
 
     def shaken(self, normals: Tensor) -> Tensor:
         """Noise of covariance P of standard normals ``(..., r)``."""
@@ -104,7 +106,7 @@ def guide(
         inverse = torch.linalg.solve_triangular(root, torch.eye(factor.shape[-1]).to(root), upper=False)
         gain = inverse.mT @ (inverse @ factor.mT)
         pull = gain @ precision
-        laws.append(Law(root, inverse, _times(gain, eta), pull))
+        laws.append(Law(root, inverse, _times(gain, eta), pull, eta, precision))
         if n:
             transition = transitions[n - 1]
             eta = eta - _times(precision, offsets[n - 1])

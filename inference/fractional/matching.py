@@ -85,8 +85,7 @@ class LinearEquation:
     initial_deviation: float = 0.0
 
     def __post_init__(self) -> None:
-        index = self.model.H
-        if callable(index) or (isinstance(index, Tensor) and index.requires_grad):
+        if callable(self.model.H) or torch.as_tensor(self.model.H).requires_grad:
             raise ValueError(
                 "`model` must have a Hurst index that is constant and carries no gradient: paths are drawn "
                 "with factors that have none. Learn the index by `log_evidence`."
@@ -279,8 +278,8 @@ class MatchedPosterior:
         drawn = noise.normals(
             chain.start.shape[1] * self.dim, purpose=Purpose.INITIAL_STATE, dtype=torch.float64
         ).view(len(rows), -1)
-        step = law.mean(chain.mean.expand(len(rows), -1), rows) + drawn @ law.deviation.mT
-        ratio = 0.5 * (drawn.square() - step.square()).sum(1) + law.deviation.diagonal().log().sum()
+        step = law.push[rows] - chain.mean @ law.pull.mT + law.shaken(drawn)
+        ratio = 0.5 * (drawn.square() - step.square()).sum(1) + law.log_root
         system = _Simulated(self, drift, guide, chain, pseudo, rows)
         start = system.pack(chain.mean + step @ chain.start.mT)
         measure = solve_controlled(system.prior(), system.control, start, chain.times, noise)
@@ -318,7 +317,7 @@ class MatchedPosterior:
         for n, law in enumerate(laws):
             factor = chain.factors[n - 1] if n else chain.start
             moved = states[-1] @ chain.transitions[n - 1].mT if n else chain.mean.expand(len(rows), -1)
-            step = law.mean(moved, rows) + normals[:, n, : factor.shape[1]] @ law.deviation.mT
+            step = law.push[rows] - moved @ law.pull.mT + law.shaken(normals[:, n, : factor.shape[1]])
             states.append(moved + step @ factor.mT)
         path = torch.stack(states)
 

@@ -13,9 +13,11 @@ from inference.interpolants.couplings import (
     Entropic,
     OptimalTransport,
     coupled,
+    dependent,
     independent,
     paired,
 )
+from inference.interpolants.field_network import FieldNetwork
 from inference.interpolants.flow import FlowSampler, FlowSettings, VelocityNetwork, train_flow
 from inference.interpolants.interpolant import Interpolant, Kind, Mirror, OneSided, TwoSided
 from inference.interpolants.losses import kl_bound, matching_loss
@@ -40,6 +42,7 @@ __all__ = [
     "EncodingDecoding",
     "Entropic",
     "Fading",
+    "FieldNetwork",
     "FlowSampler",
     "FlowSettings",
     "Interpolant",
@@ -61,6 +64,7 @@ __all__ = [
     "VariancePreserving",
     "VelocityNetwork",
     "coupled",
+    "dependent",
     "independent",
     "kl_bound",
     "matching_loss",

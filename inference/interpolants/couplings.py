@@ -5,15 +5,23 @@ that is a function of time and point alone reproduces the laws, not the pairs: t
 the base point (:class:`~inference.interpolants.Matching`, ``given_base``).
 
 A source of pairs is a function of a noise stream that returns base and target points, one row for each sample
-of the stream.
+of the stream, and then whatever is known of each target: conditions, labels. What is known follows its target
+through every coupling.
+
+A coupling within mini-batches may bias a conditional model. Left to itself it prefers some base points for
+the targets of a condition, while a sampler is given all: :func:`coupled` with a weight of the conditions
+keeps the base points of every condition as they are.
 
 References:
     Tong, Fatras, Malkin, Huguet, Zhang, Rector-Brooks, Wolf & Bengio (2024), Improving and generalizing
     flow-based generative models with minibatch optimal transport. arXiv:2302.00482
     Albergo, Goldstein, Boffi, Ranganath & Vanden-Eijnden (2024), Stochastic interpolants with data-dependent
     couplings. arXiv:2310.03725
+    Cheng & Schwing (2025), The curse of conditions: analyzing and improving optimal transport for conditional
+    flow-based generation. arXiv:2503.10636
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -25,10 +33,19 @@ from torch import Tensor
 from sde.noise import NoiseStream, Purpose
 from sde.shapes import check_shapes
 
-__all__ = ["Coupling", "Entropic", "OptimalTransport", "Pairs", "coupled", "independent", "paired"]
+__all__ = [
+    "Coupling",
+    "Entropic",
+    "OptimalTransport",
+    "Pairs",
+    "coupled",
+    "dependent",
+    "independent",
+    "paired",
+]
 
-Pairs = Callable[[NoiseStream], tuple[Tensor, Tensor]]
-"""A source of pairs: base and target points, each ``(n, d)``."""
+Pairs = Callable[[NoiseStream], tuple[Tensor, ...]]
+"""A source of pairs: base and target points ``(n, d)``, and what is known of each target ``(n, c)``."""
 
 
 class Coupling(Protocol):
@@ -43,7 +60,7 @@ class Coupling(Protocol):
 class OptimalTransport:
     """The assignment of least squared distance within a mini-batch; every row is used once.
 
-    A finite batch biases the coupling towards the independent one.
+    A finite batch biases the coupling towards the independent one. Base and target must have as many rows.
 
     Example:
         >>> column = torch.arange(3.0)[:, None]
@@ -67,10 +84,11 @@ class Entropic:
 
     Attributes:
         regularisation: ``r``, positive, in squared units of the points.
-        iterations: Sinkhorn iterations.
+        iterations: Most Sinkhorn iterations; fewer are made where the marginals agree before.
 
     Raises:
         ValueError: If the regularisation is not positive.
+        ImportError: If POT is not installed (at the first call).
 
     References:
         Cuturi (2013), Sinkhorn distances, section 4. arXiv:1306.0895
@@ -94,26 +112,64 @@ class Entropic:
 
     def plan(self, base: Tensor, target: Tensor) -> Tensor:
         """The plan, shape ``(n, m)``, with columns of sum ``1 / m`` and rows near ``1 / n``."""
-        kernel = -_cost(base, target) / self.regularisation
-        column = torch.zeros_like(kernel[0])
-        row = torch.zeros_like(kernel[:, 0])
-        for _ in range(self.iterations):
-            row = -(kernel + column).logsumexp(1) - torch.log(kernel.new_tensor(len(base)))
-            column = -(kernel + row[:, None]).logsumexp(0) - torch.log(kernel.new_tensor(len(target)))
-        return (kernel + row[:, None] + column).exp()
+        try:
+            from ot.bregman import sinkhorn_log
+        except ImportError as error:
+            raise ImportError("Entropic needs POT. Install it by pip install 'sdeuq[ot]'.") from error
+        cost = _cost(base, target).detach()
+        masses = (cost.new_full((size,), 1 / size) for size in cost.shape)
+        return sinkhorn_log(*masses, cost, self.regularisation, numItermax=self.iterations, warn=False)
 
 
-def independent(base: Callable[[NoiseStream], Tensor], target: Callable[[NoiseStream], Tensor]) -> Pairs:
+Targets = Callable[[NoiseStream], Tensor | tuple[Tensor, ...]]
+"""A source of target points, or of them and what is known of each."""
+
+
+def independent(base: Callable[[NoiseStream], Tensor], target: Targets) -> Pairs:
     """Pairs of independent draws from two sources, such as :meth:`Mixture.sample`."""
-    return lambda noise: (base(noise.fork("base")), target(noise.fork("target")))
+    return lambda noise: (base(noise.fork("base")), *_columns(target(noise.fork("target"))))
 
 
-def paired(base: Tensor, target: Tensor) -> Pairs:
+def dependent(target: Targets, base: Callable[[Tensor, NoiseStream], Tensor]) -> Pairs:
+    r"""Pairs whose base is made from the target: masked, coarsened, with noise added.
+
+    .. math:: x_0 = m(x_1) + \sigma \zeta
+
+    A network that is given the base (:class:`~inference.interpolants.Matching`, ``given_base``) learns to
+    undo it.
+
+    Args:
+        target: Source of target points.
+        base: Maps target points ``(n, d)`` and a noise stream of as many samples to base points ``(n, d)``.
+
+    Returns:
+        A source of pairs.
+
+    Example:
+        >>> rows = lambda noise: noise.normals(2)
+        >>> pairs = dependent(rows, lambda target, noise: target * torch.tensor([1.0, 0.0]))
+        >>> base, target = pairs(NoiseStream(0, 0, 5))
+        >>> torch.equal(base[:, 0], target[:, 0]), base[:, 1].abs().max().item()
+        (True, 0.0)
+
+    References:
+        Albergo, Goldstein, Boffi, Ranganath & Vanden-Eijnden (2024), section 3. arXiv:2310.03725
+    """
+
+    def draw(noise: NoiseStream) -> tuple[Tensor, ...]:
+        points, *known = _columns(target(noise.fork("target")))
+        return base(points, noise.fork("base")), points, *known
+
+    return draw
+
+
+def paired(base: Tensor, target: Tensor, *known: Tensor) -> Pairs:
     """Pairs that are rows of two data sets, drawn with replacement.
 
     Args:
         base: Shape ``(n, d)``.
         target: What goes with each row, shape ``(n, d)``.
+        *known: What else is known of each pair, shapes ``(n, c)``.
 
     Raises:
         ValueError: If shapes disagree.
@@ -125,23 +181,83 @@ def paired(base: Tensor, target: Tensor) -> Pairs:
         True
     """
     check_shapes(base=(base, "n d"), target=(target, "n d"))
+    for values in known:
+        check_shapes(target=(target, "n d"), known=(values, "n c"))
 
-    def draw(noise: NoiseStream) -> tuple[Tensor, Tensor]:
+    def draw(noise: NoiseStream) -> tuple[Tensor, ...]:
         uniform = noise.uniforms(1, purpose=Purpose.TRAINING, dtype=torch.float64)[:, 0]
         rows = (uniform * len(base)).long().to(base.device)
-        return base[rows], target[rows]
+        return tuple(column[rows] for column in (base, target, *known))
 
     return draw
 
 
-def coupled(pairs: Pairs, coupling: Coupling) -> Pairs:
-    """Pairs of a source, paired anew within each batch."""
+def coupled(pairs: Pairs, coupling: Coupling, *, condition_weight: float = 0.0) -> Pairs:
+    r"""Pairs of a source, paired anew within each batch.
 
-    def draw(noise: NoiseStream) -> tuple[Tensor, Tensor]:
-        base, target = pairs(noise)
-        return base, target[coupling(base, target, noise)]
+    With a weight w the coupling sees each base point with the condition that the source gave it, and each
+    target with its own, so that the cost is
+
+    .. math:: |x_0 - x_1|^2 + w\, |c - c'|^2
+
+    and base points stay with targets of a condition near that which chance gave them.
+
+    Args:
+        pairs: Source; with a weight, its third column is the condition of each target, shape ``(n, c)``.
+        coupling: How a batch is paired.
+        condition_weight: ``w``, at least 0, in squared units of the points over those of the conditions;
+            infinity couples among equal conditions only, for labels.
+
+    Returns:
+        A source of pairs, whose targets keep what is known of them.
+
+    Raises:
+        ValueError: If the weight is negative, or there is one but the source knows no condition.
+
+    Example:
+        >>> points, labels = torch.arange(4.0)[:, None], torch.tensor([[0.0], [0.0], [1.0], [1.0]])
+        >>> source = lambda noise: (points.flip(0), points, labels)
+        >>> base, target, kept = coupled(source, OptimalTransport())(NoiseStream(0, 0, 4))
+        >>> target.flatten(), kept.flatten()
+        (tensor([3., 2., 1., 0.]), tensor([1., 1., 0., 0.]))
+        >>> coupled(source, OptimalTransport(), condition_weight=math.inf)(NoiseStream(0, 0, 4))[1].flatten()
+        tensor([1., 0., 3., 2.])
+    """
+    if not condition_weight >= 0:
+        raise ValueError(f"`condition_weight` must be at least 0; got {condition_weight}.")
+
+    def draw(noise: NoiseStream) -> tuple[Tensor, ...]:
+        base, *columns = pairs(noise)
+        if condition_weight and len(columns) < 2:
+            raise ValueError("`pairs` must give conditions to weigh; got base and target alone.")
+        rows = _coupled_rows(base, columns, coupling, condition_weight, noise)
+        return base, *(column[rows] for column in columns)
 
     return draw
+
+
+def _coupled_rows(
+    base: Tensor, columns: list[Tensor], coupling: Coupling, weight: float, noise: NoiseStream
+) -> Tensor:
+    """For each base point the row of its target."""
+    target = columns[0]
+    if weight == 0:
+        return coupling(base, target, noise)
+    conditions = columns[1].to(base).flatten(1)
+    if math.isfinite(weight):
+        seen = math.sqrt(weight) * conditions
+        return coupling(torch.cat((base, seen), 1), torch.cat((target, seen), 1), noise)
+    _, group = torch.unique(conditions, dim=0, return_inverse=True)
+    rows = torch.empty_like(group)
+    for label in range(int(group.max()) + 1):
+        members = (group == label).nonzero()[:, 0]
+        rows[members] = members[coupling(base[members], target[members], noise.select(members.cpu()))]
+    return rows
+
+
+def _columns(drawn: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """What a source of targets gives, as columns."""
+    return drawn if isinstance(drawn, tuple) else (drawn,)
 
 
 def _cost(base: Tensor, target: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from inference.interpolants.draws import Draws
 from inference.interpolants.interpolant import Kind, OneSided
 from inference.interpolants.losses import matching_loss
 from inference.processes import OneProcess, Processes
@@ -28,7 +29,6 @@ from sde.samples import check_conditions, check_samples, deviations
 __all__ = ["FlowSampler", "FlowSettings", "VelocityNetwork", "train_flow"]
 
 _ALONE = OneProcess()
-_AHEAD = 16  # iterations whose noise is drawn in one call; it changes the speed, not the numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +263,7 @@ def train_flow(
     units = [part.to(device=device, dtype=dtype) for part in columns]
     target = (matrix.to(units[0]) - units[0]) / units[1]
     given = (known.to(units[0]) - units[2]) / units[3]
-    draw = _Draws(seed, settings.batch, target.shape, dtype, torch.device(device))
+    draw = Draws(seed, settings.batch, target.shape, dtype, torch.device(device))
     share = processes.share.of(settings.batch)
 
     def loss(velocity: nn.Module, iteration: int) -> Tensor:
@@ -304,30 +304,3 @@ def train_flow(
     return FlowSampler(
         velocity, *units, output_shape=tuple(data.shape[1:]), steps=settings.steps
     ).eval(), history
-
-
-class _Draws:
-    """The randomness of each iteration: mini-batch rows, base points and times."""
-
-    def __init__(
-        self, seed: int, batch: int, shape: torch.Size, dtype: torch.dtype, device: torch.device
-    ) -> None:
-        self.seed, self.batch, self.dtype, self.device = seed, batch, dtype, device
-        self.num_rows, self.dim = shape
-        self.held: tuple[int, Tensor, Tensor, Tensor] | None = None
-
-    def __call__(self, iteration: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows ``(batch,)``, base points ``(batch, dim)`` and times ``(batch, 1)``."""
-        group, position = divmod(iteration, _AHEAD)
-        if self.held is None or self.held[0] != group:
-            self.held = (group, *self._draw(NoiseStream(self.seed, group * _AHEAD, (group + 1) * _AHEAD)))
-        _, rows, base, t = self.held
-        return rows[position], base[position], t[position]
-
-    def _draw(self, noise: NoiseStream) -> tuple[Tensor, Tensor, Tensor]:
-        """The draws of a group of iterations, which are the samples of the stream."""
-        where = {"purpose": Purpose.TRAINING, "device": self.device}
-        uniforms = noise.fork("rows").uniforms(self.batch, dtype=torch.float64, **where)
-        base = noise.fork("base").normals(self.batch * self.dim, dtype=self.dtype, **where)
-        t = noise.fork("time").uniforms(self.batch, dtype=self.dtype, **where)
-        return (uniforms * self.num_rows).long(), base.view(_AHEAD, self.batch, self.dim), t.unsqueeze(2)

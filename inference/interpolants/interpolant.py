@@ -37,6 +37,7 @@ class Kind(Enum):
     TARGET = "target"  #: :math:`E[x_1 | x]`, the denoised point
     BASE = "base"  #: :math:`E[x_0 | x]`, of two-sided interpolants
     TRANSPORT = "transport"  #: :math:`E[\partial_t I | x]`, the velocity without the latent variable
+    DRIFT = "drift"  #: of the diffusion that leaves a point as the path does; see :meth:`TwoSided.leaving`
     ROTATION = "rotation"  #: :math:`\beta E[z | x] - \alpha E[x_1 | x]`, called v-prediction elsewhere
 
 
@@ -211,6 +212,18 @@ class TwoSided(Interpolant):
         r""":math:`\gamma^2` and :math:`\gamma \dot\gamma`."""
         return self.amplitude.variance(t)
 
+    def leaving(self, t: Tensor) -> Tensor:
+        r""":math:`\gamma^2 / 2t`, the diffusivity whose Wiener process leaves a point as the path does.
+
+        The drift that goes with it is finite at 0 where gamma is :math:`\sigma(t) \sqrt t`, which the
+        velocity is not: it is what a network of a path from known points should learn.
+
+        References:
+            Chen, Goldstein, Hua, Albergo, Boffi & Vanden-Eijnden (2024), section 2. arXiv:2403.13724
+        """
+        inside = t.clamp(min=torch.finfo(t.dtype).eps)
+        return self.variance(inside)[0] / (2 * inside)
+
     def rows(self, t: Tensor) -> Mapping[Kind, Tensor]:
         """Coefficients in the basis (base, target, score)."""
         alpha_rate, beta_rate = self.schedule.derivatives(t)
@@ -223,6 +236,7 @@ class TwoSided(Interpolant):
             Kind.TARGET: _row(zero, one, zero),
             Kind.BASE: _row(one, zero, zero),
             Kind.TRANSPORT: _row(alpha_rate, beta_rate, zero),
+            Kind.DRIFT: _row(alpha_rate, beta_rate, self.leaving(t) - half_rate),
         }
 
     def relation(self, t: Tensor) -> Tensor:

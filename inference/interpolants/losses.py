@@ -17,7 +17,7 @@ References:
 import torch
 from torch import Tensor
 
-from inference.interpolants.interpolant import Interpolant, Kind, OneSided
+from inference.interpolants.interpolant import Interpolant, Kind, OneSided, TwoSided
 from sde.equation import Coefficient
 from sde.shapes import check_shapes
 
@@ -129,6 +129,9 @@ def _regressand(
         return interpolant.centre_rate(t, base, target), half_rate / amplitude
     if kind is Kind.TRANSPORT:
         return interpolant.centre_rate(t, base, target), zero
+    if kind is Kind.DRIFT and isinstance(interpolant, TwoSided):
+        factor = (half_rate - interpolant.leaving(t)) / amplitude
+        return interpolant.centre_rate(t, base, target), factor
     if kind is Kind.ROTATION and isinstance(interpolant, OneSided):
         return -amplitude * target, interpolant.schedule.coefficients(t)[1]
     plain = {

@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from inference.interpolants.couplings import Pairs
 from inference.interpolants.interpolant import Interpolant, Kind, OneSided
 from inference.interpolants.losses import matching_loss
+from inference.interpolants.times import TimeLaw, UniformTimes
 from inference.processes import Share
 from sde.noise import NoiseStream, Purpose
 
@@ -24,18 +26,19 @@ class Matching:
     Attributes:
         interpolant: The path.
         kind: What the network predicts.
-        pairs: Source of base and target points. Of a one-sided path the base must be standard normal.
+        pairs: Source of base and target points. Of a one-sided path the base must be standard normal. What is
+            known of each target besides is given to the network after time and point.
         batch: Samples of an iteration, at least 1.
         seed: Seed of everything random.
         antithetic: Evaluate the network at both points of a pair of latent variables.
         given_base: Call the network with the base point as third argument: the pairs are then kept.
         share: Part of the samples that is computed here, where several processes share a training.
-        jumps: Draw the times from 0, 1/k, ... alone, the starts of ``k`` equal Euler steps: this distils a
-            flow that pairs were made by into a sampler of so many evaluations. 0 draws them from all of [0,
-            1].
+        times: Law of the times; values are divided by its density.
+        weight: A positive function of times ``(n, 1)`` that multiplies the integrand; the minimiser stays
+            what it is.
 
     Raises:
-        ValueError: If the batch is empty or no multiple of the processes, or ``jumps`` negative.
+        ValueError: If the batch is empty or no multiple of the processes.
 
     Example:
         >>> from inference.interpolants import TwoSided, independent
@@ -54,14 +57,13 @@ class Matching:
     antithetic: bool = True
     given_base: bool = False
     share: Share = field(default_factory=Share)
-    jumps: int = 0
+    times: TimeLaw = field(default_factory=UniformTimes)
+    weight: Callable[[Tensor], Tensor] = torch.ones_like
 
     def __post_init__(self) -> None:
         if self.batch < 1:
             raise ValueError(f"`batch` must be at least 1; got {self.batch}.")
         self.share.of(self.batch)  # refuses what it cannot divide
-        if self.jumps < 0:
-            raise ValueError(f"`jumps` must be at least 0; got {self.jumps}.")
 
     def __call__(self, model: Callable[..., Tensor], iteration: int) -> Tensor:
         """The mean loss of an iteration, or of this process's share of it, 0-d."""
@@ -70,13 +72,13 @@ class Matching:
 
     def losses(self, model: Callable[..., Tensor], noise: NoiseStream) -> Tensor:
         """The losses of the samples of a stream, shape ``(n,)``: for an estimate with a standard error."""
-        base, target = self.pairs(noise)
+        base, target, *known = self.pairs(noise)
+        seen = (base, *known) if self.given_base else known
         like = {"purpose": Purpose.TRAINING, "dtype": base.dtype, "device": base.device}
         latent = noise.fork("latent").normals(base[0].numel(), **like)
-        t = noise.fork("time").uniforms(1, **like)
-        t = (t * self.jumps).floor() / self.jumps if self.jumps else t
-        return matching_loss(
-            (lambda s, x: model(s, x, base)) if self.given_base else model,
+        t = self.times.times(noise.fork("time").uniforms(1, **like))
+        losses = matching_loss(
+            lambda s, x: model(s, x, *seen),
             self.kind,
             self.interpolant,
             t,
@@ -85,3 +87,4 @@ class Matching:
             latent=base if isinstance(self.interpolant, OneSided) else latent,
             antithetic=self.antithetic,
         )
+        return losses * (self.weight(t) / self.times.density(t))[:, 0]

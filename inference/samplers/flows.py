@@ -40,6 +40,7 @@ __all__ = [
     "diffusion_equation",
     "diffusivity_at",
     "flow_equation",
+    "leaving_diffusivity",
     "optimal_diffusivity",
 ]
 
@@ -131,6 +132,34 @@ def optimal_diffusivity(path: OneSided | TwoSided) -> Callable[[Tensor], Tensor]
         return square * rate / beta - half_rate
 
     return eps
+
+
+def leaving_diffusivity(path: TwoSided, share: float = 1.0) -> Callable[[Tensor], Tensor]:
+    r"""The diffusivity of the path itself where it leaves a point, or a share of it.
+
+    .. math:: \epsilon(t) = \text{share}\; \gamma^2 / 2t
+
+    With the whole, the drift is :attr:`Kind.DRIFT`, and no score is needed. With less, a sampler must start
+    by :func:`leave_point` on a geometric grid.
+
+    Args:
+        path: A two-sided path whose starts are known.
+        share: At least 0; 0 is the flow.
+
+    Returns:
+        A function of time.
+
+    Raises:
+        ValueError: If the share is negative.
+
+    Example:
+        >>> from inference.interpolants import Fading, Quadratic
+        >>> leaving_diffusivity(TwoSided(Quadratic(), Fading()))(torch.tensor(0.0))  # (1 - t)^2 / 2
+        tensor(0.5000)
+    """
+    if not 0 <= share < math.inf:
+        raise ValueError(f"`share` must be at least 0; got {share}.")
+    return lambda t: share * path.leaving(t)
 
 
 def capped_diffusivity(path: Interpolant, eps: Diffusivity, step: float) -> Callable[[Tensor], Tensor]:

@@ -73,6 +73,7 @@ class RescaledFlow:
             respect to: parameters of the networks, conditions.
 
     Example:
+        >>> import torch
         >>> from inference.interpolants import OneSided
         >>> path = Prediction(OneSided(), {Kind.TARGET: lambda t, x: torch.ones_like(x)})
         >>> times, noise = torch.linspace(0.1, 1, 5), NoiseStream(seed=0, start=0, stop=1)

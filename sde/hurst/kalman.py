@@ -26,7 +26,7 @@ from sde.noise.markov_fbm import MarkovFBM
 from sde.noise.ou_transition import decays, noise_covariance, slope_covariance
 from sde.shapes import check_shapes
 
-__all__ = ["markov_likelihood"]
+__all__ = ["MarkovLikelihood", "markov_likelihood", "markov_model"]
 
 _WORST = 0.3  # certificate above which an index is not searched
 _LEVEL = 1e6  # prior variance of the level, over that of the path at its end: it is not known
@@ -74,6 +74,12 @@ def markov_likelihood(
     References:
         Durbin & Koopman (2012), section 7.3.
     """
+    search = markov_model(times, values, num_rates)
+    return search.with_noise() if noise else search.without_noise()
+
+
+def markov_model(times: Tensor, values: Tensor, num_rates: int) -> "MarkovLikelihood":
+    """The likelihood of checked data; arguments and errors as for :func:`markov_likelihood`."""
     check_shapes(times=(times, "T"), values=(values, "T"))
     values = as_rows(values, 16)[0]
     instants = times.detach().to("cpu", torch.float64)
@@ -85,13 +91,21 @@ def markov_likelihood(
     model = MarkovFBM(0.5, num_rates, float(instants[-1] - instants[0]), step)
     grid = torch.linspace(0.02, 0.98, 97, dtype=torch.float64)
     good = grid[model.error(grid) <= _WORST]
-    search = _Likelihood(model, instants, values - values[0], step, float(good[0]), float(good[-1]))
-    return search.with_noise() if noise else search.without_noise()
+    return MarkovLikelihood(model, instants, values - values[0], step, float(good[0]), float(good[-1]))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Likelihood:
-    """The likelihood of data under the approximation, scale maximised over."""
+class MarkovLikelihood:
+    """The likelihood of noisy data under the approximation, as a function of index and noise.
+
+    Attributes:
+        model: The approximation, whose rates hold for every index.
+        times: Increasing instants, shape ``(T,)``.
+        values: Data, the first taken off, shape ``(T,)``.
+        step: Length of a typical step.
+        low: Smallest index whose certificate is good.
+        high: Largest one.
+    """
 
     model: MarkovFBM
     times: Tensor
@@ -113,9 +127,7 @@ class _Likelihood:
         moves, which = self._moves()
         for i, value in enumerate(self.values.tolist()):
             if i:
-                forward, added = moves[which[i - 1]]
-                mean = mean @ forward.mT
-                covariance = forward @ covariance @ forward.mT + added
+                self._move(mean, covariance, *moves[which[i - 1]])
             gain = (covariance @ observe[..., None])[..., 0]
             variance = (gain * observe).sum(-1) + noise
             error = value - (mean * observe).sum(-1)
@@ -208,14 +220,18 @@ class _Likelihood:
         batch[:, -1, -1] = _LEVEL * self.model.T ** (2 * hurst)
         return hurst.new_zeros(len(hurst), size), batch
 
-    def _moves(self) -> tuple[list[tuple[Tensor, Tensor]], list[int]]:
-        """Transition and noise of the different steps, and which step has which."""
+    def _move(self, mean: Tensor, covariance: Tensor, keep: Tensor, lose: Tensor, added: Tensor) -> None:
+        """Mean and covariance after a step, in place: its matrix is diagonal in blocks."""
+        num = self.model.K
+        z, d = slice(0, num), slice(num, 2 * num)
+        mean[:, z] = keep * mean[:, z] - lose * mean[:, d]
+        covariance[:, z] = keep[:, None] * covariance[:, z] - lose[:, None] * covariance[:, d]
+        covariance[:, :, z] = keep * covariance[:, :, z] - lose * covariance[:, :, d]
+        covariance[:, z, z] += added
+
+    def _moves(self) -> tuple[list[tuple[Tensor, Tensor, Tensor]], list[int]]:
+        """Decays and noise of the different steps, and which step has which."""
         different, which = torch.unique(self.times.diff(), return_inverse=True)
-        num, size = self.model.K, self._width()
         keep, lose = decays(self.model.rates, different)
-        forward = torch.eye(size, dtype=torch.float64).expand(len(different), -1, -1).clone()
-        forward[:, :num, :num] = torch.diag_embed(keep)
-        forward[:, :num, num : 2 * num] = -torch.diag_embed(lose)
-        added = torch.zeros_like(forward)
-        added[:, :num, :num] = noise_covariance(self.model.rates, different)
-        return list(zip(forward, added, strict=True)), which.tolist()
+        added = noise_covariance(self.model.rates, different)
+        return list(zip(keep, lose, added, strict=True)), which.tolist()

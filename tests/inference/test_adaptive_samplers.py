@@ -44,7 +44,7 @@ def problem() -> tuple[Prediction, Tensor, Tensor]:
 def test_error_falls_with_the_tolerance(
     problem: tuple[Prediction, Tensor, Tensor], order: int, form: Kind
 ) -> None:
-    """The local error of order p stays at the tolerance, the global one falls like tol^((p - 1) / p)."""
+    """The local error of order p is the tolerance, and the global one falls like tol^((p - 1) / p)."""
     prediction, start, end = problem
     errors, evaluations = [], []
     for share in (1.0, 0.1, 0.01):

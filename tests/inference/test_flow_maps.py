@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from inference import FitSettings, fit
 from inference.interpolants import Kind, Matching, OneSided, Prediction, TwoSided, independent, paired
 from inference.interpolants.field_network import FieldNetwork
+from inference.interpolants.times import StartTimes
 from inference.reference_problems import Mixture, MixtureProblem, gaussian_flow_map
 from inference.samplers import ProbabilityFlow
 from inference.samplers.flow_map import (
@@ -129,7 +130,13 @@ def test_distilled_flow_takes_so_many_euler_steps(jumps: int) -> None:
     """Pairs of the exact map 2 + 0.7 x, regressed at the starts of the steps alone."""
     base = NoiseStream(3, 0, 2000).normals(1, dtype=F64)
     loss = Matching(
-        OneSided(), Kind.VELOCITY, paired(base, 2 + 0.7 * base), 128, 0, antithetic=False, jumps=jumps
+        OneSided(),
+        Kind.VELOCITY,
+        paired(base, 2 + 0.7 * base),
+        128,
+        0,
+        antithetic=False,
+        times=StartTimes(jumps),
     )
     network = FieldNetwork(1, width=32, depth=2, seed=0, dtype=F64)
     trained, _ = fit(
@@ -154,7 +161,9 @@ def test_times_of_distillation_are_those_of_the_steps() -> None:
         return 0 * x
 
     law = Mixture.standard(1)
-    Matching(TwoSided(), Kind.VELOCITY, independent(law.sample, law.sample), 200, 0, jumps=4)(field, 0)
+    Matching(TwoSided(), Kind.VELOCITY, independent(law.sample, law.sample), 200, 0, times=StartTimes(4))(
+        field, 0
+    )
     assert seen[0].unique().mul(4).round(decimals=6).tolist() == [0, 1, 2, 3]
 
 
@@ -176,10 +185,8 @@ BAD: list[tuple[Callable[[], object], str]] = [
         r"`times` must increase from base to target",
     ),
     (
-        lambda: Matching(
-            OneSided(), Kind.VELOCITY, paired(torch.ones(2, 1), torch.ones(2, 1)), 4, 0, jumps=-1
-        ),
-        r"`jumps` must be at least 0; got -1",
+        lambda: StartTimes(0),
+        r"`count` must be a whole number of at least 1; got 0",
     ),
 ]
 

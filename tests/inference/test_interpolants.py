@@ -213,6 +213,7 @@ TWO_KINDS = [
     (Kind.BASE, Kind.TARGET),
     (Kind.TARGET, Kind.SCORE),
     (Kind.VELOCITY, Kind.TARGET),
+    (Kind.DRIFT, Kind.BASE),
 ]
 
 

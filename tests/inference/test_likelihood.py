@@ -77,6 +77,29 @@ def test_flow_density_has_the_gradient_of_the_target() -> None:
     assert abs(point.grad.item() - 0.7 / 0.49) < 1e-3
 
 
+@pytest.mark.parametrize("num_probes", [0, 3])
+def test_flow_density_has_the_gradient_of_its_network(num_probes: int) -> None:
+    """Against differences, with the same probes on both sides."""
+    scale = torch.tensor([0.7, -0.3], dtype=F64, requires_grad=True)
+    points, noise = torch.ones(4, 2, dtype=F64), NoiseStream(3, 0, 4)
+
+    def value(numbers: Tensor) -> Tensor:
+        field = Prediction(
+            OneSided(), {Kind.VELOCITY: lambda t, x: (x * numbers).tanh() + x.flip(1) ** 2 / 9}
+        )
+        normal = Mixture.standard(2).log_density
+        times = torch.linspace(0, 1, 9, dtype=F64)
+        found = flow_log_density(field, points, normal, times, noise=noise, num_probes=num_probes)
+        return found.value.mean()
+
+    (gradient,) = torch.autograd.grad(value(scale), scale)
+    for k in range(2):
+        step = torch.zeros(2, dtype=F64)
+        step[k] = 1e-5
+        difference = (value(scale.detach() + step) - value(scale.detach() - step)) / 2e-5
+        assert gradient[k].item() == pytest.approx(difference.item(), rel=1e-6)
+
+
 def hutchinson(num_probes: int, seeds: int) -> LogDensity:
     exact = plane(1.0)
     points = torch.ones(seeds, 2, dtype=F64)

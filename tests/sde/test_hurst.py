@@ -18,7 +18,7 @@ from sde.hurst import (
     whittle,
 )
 from sde.hurst.fluctuations import anis_lloyd
-from sde.hurst.kalman import _Likelihood
+from sde.hurst.kalman import MarkovLikelihood
 from sde.hurst.profile import Profile, indices
 from sde.noise import (
     MarkovFBM,
@@ -196,7 +196,7 @@ def test_filter_gives_the_dense_likelihood_of_the_approximation():
     times, values = irregular(50, 0.4, 0.3, seed=1)
     model = MarkovFBM(0.5, 8, T=float(times[-1]), dt=1.0)
     hurst, ratio = torch.tensor([0.1, 0.4, 0.8]).double(), torch.tensor([0.0, 0.3, 2.0]).double()
-    search = _Likelihood(model, times, values - values[0], 1.0, 0.05, 0.95)
+    search = MarkovLikelihood(model, times, values - values[0], 1.0, 0.05, 0.95)
     log_sum, square_sum = search.at(hurst, ratio)
     steps = values.diff()
     for k, (h, r) in enumerate(zip(hurst.tolist(), ratio.tolist(), strict=True)):

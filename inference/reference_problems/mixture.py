@@ -1,4 +1,4 @@
-r"""Laws whose interpolants are known exactly: velocity, score, densities, flow maps and divergences.
+r"""Mixtures of Gaussians, whose interpolants are known exactly.
 
 A mixture of Gaussians stays one along every interpolant of independent ends: the pair of components
 ``(i, j)`` has mean and covariance
@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,6 +29,8 @@ from sde.noise import NoiseStream, Purpose
 from sde.shapes import check_shapes
 
 __all__ = ["Mixture", "MixtureProblem", "gaussian_flow_map", "gaussian_kl"]
+
+_NODES, _HALVINGS = 12, 30
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -191,6 +194,7 @@ class MixtureProblem:
             Kind.TARGET: self._target,
             Kind.BASE: self._base,
             Kind.TRANSPORT: self._transport,
+            Kind.DRIFT: self._drift,
             Kind.ROTATION: self._rotation,
         }[kind]
 
@@ -198,6 +202,36 @@ class MixtureProblem:
         """Exact networks of the given kinds; the velocity and, for two-sided paths, the score by default."""
         chosen = kinds or (Kind.VELOCITY, Kind.SCORE)[: self.interpolant.num_fields]
         return Prediction(self.interpolant, {kind: self.field(kind) for kind in chosen})
+
+    def loss_floor(self, kind: Kind) -> float:
+        r"""The least value of the loss of a kind, between Gaussians.
+
+        .. math:: -\tfrac12 \int_0^1 E |f(t, x_t)|^2\, \mathrm dt
+                  = -\tfrac12 \int_0^1 |f(t, m_t)|^2 + \mathrm{tr}(J_t C_t J_t^\top)\, \mathrm dt
+
+        with the slope J of the field, by quadrature that halves its step towards the ends.
+
+        Raises:
+            ValueError: If base or target is a mixture of several.
+
+        Example:
+            >>> base = Mixture.standard(1)
+            >>> shifted = Mixture.gaussian(base.means[0] + 3, base.covariances[0])
+            >>> problem = MixtureProblem(OneSided(), base, shifted)
+            >>> round(problem.loss_floor(Kind.TARGET), 6)  # -(9 + 1/2) / 2
+            -4.75
+        """
+        if len(self.base.weights) > 1 or len(self.target.weights) > 1:
+            raise ValueError("`base` and `target` must be Gaussians; got a mixture of several.")
+        field, unit, total = self.field(kind), torch.eye(self.target.means.shape[1]), 0.0
+        for instant, weight in zip(*_quadrature(), strict=True):
+            t = torch.as_tensor(instant).to(self.target.means)
+            law = self.law(t)
+            at_mean = field(t, law.means)
+            slope = field(t, law.means + unit.to(law.means)) - at_mean  # row j: the change along axis j
+            mean_square = at_mean.square().sum() + (slope * (law.covariances[0] @ slope)).sum()
+            total += weight * float(mean_square)
+        return -0.5 * total
 
     def _velocity(self, t: Tensor, x: Tensor) -> Tensor:
         responsibility, pulled, pairs = self._posterior(t, x)
@@ -227,6 +261,11 @@ class MixtureProblem:
 
     def _transport(self, t: Tensor, x: Tensor) -> Tensor:
         return self._velocity(t, x) + self.interpolant.variance(t)[1] * self._score(t, x)
+
+    def _drift(self, t: Tensor, x: Tensor) -> Tensor:
+        if not isinstance(self.interpolant, TwoSided):
+            raise ValueError(f"`kind` must be one of {type(self.interpolant).__name__}'s; got drift.")
+        return self._velocity(t, x) + self.interpolant.leaving(t) * self._score(t, x)
 
     def _rotation(self, t: Tensor, x: Tensor) -> Tensor:
         beta, alpha = self._pairs(t).beta, self.interpolant.variance(t)[0].sqrt()
@@ -338,6 +377,15 @@ def gaussian_kl(first: Mixture, second: Mixture) -> Tensor:
     ratio = torch.cholesky_solve(first.covariances[0], factor)
     pulled = torch.cholesky_solve(mean[:, None], factor)[:, 0]
     return 0.5 * (ratio.trace() - len(mean) + mean @ pulled - torch.linalg.slogdet(ratio).logabsdet)
+
+
+def _quadrature() -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights on [0, 1]: Gauss--Legendre on intervals that halve towards both ends."""
+    nodes, weights = np.polynomial.legendre.leggauss(_NODES)
+    half = np.concatenate(([0.0], 0.5 ** np.arange(_HALVINGS, 0, -1.0)))
+    edges = np.concatenate((half, 1 - half[-2::-1]))
+    sizes = np.diff(edges)[:, None]
+    return (edges[:-1, None] + sizes * (nodes + 1) / 2).ravel(), (sizes * weights / 2).ravel()
 
 
 def _matrix(scalar: Tensor) -> Tensor:
