@@ -5,7 +5,7 @@ The target is uniform on eight cells of side 2 in :math:`[-4, 4]^2`. The error o
 .. math:: E_{x \sim \rho_1}\, |\log \rho_1^h(x) - \log \hat\rho^h(x)|, \qquad h = 0.15,
 
 its mean and variance, with :math:`\rho^h` a density blurred by a normal kernel of deviation h: exactly for
-the target, so that no bias of a kernel estimate enters, and for the model that of 10 000 points. What is left
+the target, so that no bias of a kernel estimate enters, and for the model that of 20 000 points. What is left
 for a sample of the target itself is the floor. Flows also have their cross-entropy gap
 :math:`E_{\rho_1} \log(\rho_1 / \hat\rho)`, the divergence of the target from the model, from their own
 density.
@@ -53,7 +53,7 @@ __all__ = ["SECTIONS", "SLOW"]
 
 _BOARD = Checkerboard()
 
-_ITERATIONS, _BATCH, _STEPS, _POINTS = 2000, 512, 50, 10_000
+_ITERATIONS, _BATCH, _STEPS, _POINTS = 4000, 512, 50, 20_000
 _EPS = (0.0, 0.5, 1.0, 2.5)
 _PATHS: dict[str, Interpolant] = {
     "one-sided": OneSided(),

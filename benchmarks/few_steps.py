@@ -183,9 +183,9 @@ def _rectified(iterations: int) -> Prediction:
     return Prediction(OneSided(), {Kind.VELOCITY: network.double()})
 
 
-SECTIONS: list[Section] = [five_evaluations]
+SECTIONS: list[Section] = [five_evaluations, few_evaluations]
 
-SLOW: list[Section] = [few_evaluations]  # run by --slow
+SLOW: list[Section] = []  # run by --slow
 
 if __name__ == "__main__":
     raise SystemExit(main("few_steps", SECTIONS, SLOW))

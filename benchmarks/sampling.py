@@ -106,7 +106,7 @@ def trained_flow_maps(smoke: bool) -> Iterator[Figure]:
     """Few jumps of maps that are distilled from the velocity of three modes, or trained on samples alone."""
     exact, iterations = _three_modes(OneSided()), 50 if smoke else 4000
     few = _Few(exact, 200 if smoke else 1500)
-    yield reported("two samples of the target: distance", few.floor, "W2 of 1500 points")
+    yield reported("two samples of the target: distance", few.floor, f"W2 of {len(few.start)} points")
     yield from few.figures("Heun's method", ProbabilityFlow(), halved=True)
     pairs = independent(exact.base.sample, exact.target.sample)
     ways = ((Lagrangian(), True), (Semigroup(), True), (MeanFlow(), True), (MeanFlow(), False))

@@ -139,7 +139,7 @@ def plot(real: Digits, made: dict[float, Tensor], labels: Tensor, numbers: dict[
     for axis, name in zip(axes, ("accuracy", "spread"), strict=True):
         axis.plot(WEIGHTS, numbers[name], "o-", color="#1f5f8b", label="generated")
         axis.axhline(numbers[f"real {name}"][0], color="#b5562b", linestyle="--", label="held-back digits")
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 1.15 * max(*numbers[name], *numbers[f"real {name}"]))
         axis.legend(frameon=False, fontsize=9)
     axes[0].set_ylabel("share read as asked")
     axes[1].set(ylabel="deviation within a class", xlabel="weight of the guidance")

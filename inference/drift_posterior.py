@@ -235,6 +235,9 @@ def sample_drift(
     r"""Draw drifts and sizes of the noise from their posterior.
 
     The prior of the coefficients is normal, that of :math:`\sigma^2` proportional to :math:`1 / \sigma^2`.
+    Sigma moves slowly from draw to draw, the slower the more steps lie between observations: its own spread
+    takes many hundred sweeps. Where few noisy series hardly tell a quick return from little noise, wide
+    priors pull both upwards.
 
     Args:
         problem: Observations of one or more data sets, each with a posterior of its own.

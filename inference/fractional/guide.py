@@ -109,7 +109,7 @@ def guide(
         laws.append(Law(root, inverse, _times(gain, eta), pull, eta, precision))
         if n:
             transition = transitions[n - 1]
-            eta = eta - _times(precision, offsets[n - 1].expand_as(eta))
+            eta = eta - (precision @ offsets[n - 1][..., None])[..., 0]
             eta = _times(transition.mT, eta - _times(spread, _times(gain, eta)))
             precision = transition.mT @ (precision - spread @ pull) @ transition
             precision = 0.5 * (precision + precision.mT)

@@ -140,7 +140,8 @@ def _step_back(
             )
         if instants.wanted:
             instants.add_length(number, dt, 0.5 * a, drift.detach(), noise.detach())
-            instants.add_time(number, None if grads[-1] is None else 0.5 * grads[-1], end=end)
+            bar = grads[-1]
+            instants.add_time(number, None if bar is None else 0.5 * bar, end=end)
         bars = [torch.zeros_like(p) if g is None else g for g, p in zip(grads, inputs, strict=True)]
         return move.detach(), bars[0], bars[1 : 1 + len(parameters)]
 
