@@ -94,12 +94,13 @@ class _Products(nn.Module):
 
 
 def _model(*, free: bool) -> LatentSDE:
-    """An equation in the coordinates of the observations, in the settings that suit a way of training.
+    """An equation in the coordinates of the observations, in settings that differ with the way of training.
 
-    Simulated paths train the chain of their steps, with a diffusion and a noise of the observations that are
-    learned. Without simulation the drift is that of continuous time, which needs an accurate scheme and short
-    steps when it is used, at no cost for the training. A diffusion that is learned stays there above 0.1 for
-    long, too large for the drift to be told from the noise: it is held.
+    Simulated paths train the chain of their steps, with a dense drift and with a diffusion and a noise of the
+    observations that are learned. Without simulation the drift is that of continuous time, which needs an
+    accurate scheme when it is used; it has products, which hold the quadratic drift of the truth, the
+    diffusion is held near the true one and the noise at it. So the divergences compare two complete set-ups,
+    the second told more: they do not say how much of the difference is due to the way of training.
     """
     return LatentSDE(
         drift=_Products() if free else NeuralDrift(3, width=96, seed=1),
