@@ -109,7 +109,7 @@ def main(
     options = _parse(name, [*sections, *slow], argv)
     chosen = [*sections, *slow] if options.slow or options.only else sections
     chosen = [section for section in chosen if not options.only or section.__name__ in options.only]
-    records, failed = [], 0
+    records, failed, where = [], 0, environment()
     for section in chosen:
         print(f"\n{section.__name__.replace('_', ' ')}", flush=True)
         began = time.perf_counter()
@@ -122,9 +122,11 @@ def main(
         records.append(
             {"section": section.__name__, "seconds": seconds, "figures": [asdict(f) for f in figures]}
         )
+        # After every section, so that a run that is stopped keeps what it has measured.
+        _write(options.out, {"benchmark": name, "smoke": options.smoke, **where, "sections": records})
     total = sum(len(record["figures"]) for record in records)
     print(f"\n{total - failed} of {total} figures clear their bars.")
-    _write(options.out, {"benchmark": name, "smoke": options.smoke, **environment(), "sections": records})
+    print(f"Written to {options.out}.", file=sys.stderr)
     return int(options.check and failed > 0)
 
 
@@ -152,7 +154,6 @@ def _write(path: Path, record: dict[str, object]) -> None:
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(_finite(record), indent=1) + "\n")
     partial.replace(path)
-    print(f"Written to {path}.", file=sys.stderr)
 
 
 def _finite(value: object) -> object:

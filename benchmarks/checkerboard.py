@@ -49,7 +49,7 @@ from inference.samplers import ProbabilityDiffusion, ProbabilityFlow, capped_dif
 from sde.equation import Coefficient
 from sde.noise import NoiseStream, Purpose
 
-__all__ = ["SECTIONS", "SLOW"]
+__all__ = ["SLOW"]
 
 _BOARD = Checkerboard()
 
@@ -196,9 +196,7 @@ def _error(points: Tensor) -> tuple[float, str]:
     return errors.mean().item(), f"variance {errors.var().item():.3g}; {outside:.3f} outside"
 
 
-SECTIONS: list[Section] = []
-
 SLOW: list[Section] = [checkerboard, checkerboard_elsewhere]  # run by --slow
 
 if __name__ == "__main__":
-    raise SystemExit(main("checkerboard", SECTIONS, SLOW))
+    raise SystemExit(main("checkerboard", SLOW))

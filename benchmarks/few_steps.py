@@ -185,7 +185,6 @@ def _rectified(iterations: int) -> Prediction:
 
 SECTIONS: list[Section] = [five_evaluations, few_evaluations]
 
-SLOW: list[Section] = []  # run by --slow
 
 if __name__ == "__main__":
-    raise SystemExit(main("few_steps", SECTIONS, SLOW))
+    raise SystemExit(main("few_steps", SECTIONS))

@@ -38,7 +38,7 @@ from sde.noise import GivenIncrements, NoiseStream
 from sde.solve import solve
 from sde.solvers import Heun
 
-__all__ = ["SECTIONS", "SLOW"]
+__all__ = ["SECTIONS"]
 
 _F64 = torch.float64
 _PATH = TwoSided(Quadratic(), Fading())
@@ -201,10 +201,10 @@ def certificates(smoke: bool) -> Iterator[Figure]:
     ):
         yield at_most(f"floor of the {kind.value} loss: error", abs(problem.loss_floor(kind) - floor), 1e-9)
     noise = NoiseStream(1, 0, 10_000 if smoke else 100_000)
-    ends = {"base": problem.base.sample(noise), "target": problem.target.sample(noise.fork("target"))}
+    base, target = problem.base.sample(noise), problem.target.sample(noise.fork("target"))
     for eps in (0.25, 1.0, 4.0):
         wrong = _shifted(problem, 0.3)
-        found = certificate(wrong, problem.prediction(), eps, noise=noise, **ends)
+        found = certificate(wrong, problem.prediction(), eps, base=base, target=target, noise=noise)
         exact = _divergence_of_shift(problem, 0.3, eps)
         yield at_least(f"certificate over the divergence, eps = {eps:g}", found.bound / exact, 1)
     first, second = _gaussian(0, 1), _gaussian(0.1, 1.1)
@@ -241,5 +241,3 @@ def _divergence_of_shift(problem: MixtureProblem, delta: float, eps: float) -> f
 
 
 SECTIONS: list[Section] = [from_a_point, pairs_lost, pairs_kept, conditional_couplings, certificates]
-
-SLOW: list[Section] = []  # run by --slow

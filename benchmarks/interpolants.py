@@ -397,7 +397,6 @@ SECTIONS: list[Section] = [
     forecasts,
     overhead,
     *bridges.SECTIONS,
-    *checkerboard.SECTIONS,
     *few_steps.SECTIONS,
     *forecasting.SECTIONS,
     *mixture_128.SECTIONS,
@@ -405,12 +404,10 @@ SECTIONS: list[Section] = [
 ]
 
 SLOW: list[Section] = [  # run by --slow
-    *bridges.SLOW,
     *checkerboard.SLOW,
-    *few_steps.SLOW,
-    *forecasting.SLOW,
     *mixture_128.SLOW,
     *sampling.SLOW,
+    *bridges.SLOW,
 ]
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib import import_module
 from statistics import median
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from benchmarks.check import Figure, Section, at_least, at_most, reported
 from benchmarks.linear_inference import OU, LongCurve, simulated, simulation_free, trained
 from benchmarks.training import killed
 from inference.elbo import gaussian_divergence
+from inference.latent_dynamics import ControlledDynamics
 from inference.latent_sde import LatentSDE, latent_sde
 from inference.precision import Precision
 from inference.series import Series
@@ -63,6 +65,11 @@ def _own(model: LatentSDE, series: Series, noise: NoiseStream) -> Tensor:
     return -model.elbo(series, noise).elbo.mean()
 
 
+def _dynamics(model: LatentSDE) -> ControlledDynamics:
+    """What a model without fractional noise is made of."""
+    return cast(ControlledDynamics, model.dynamics)
+
+
 class _AsTorchsde(nn.Module):
     """The equations of a latent model with torchsde's names: posterior ``f``, prior ``h``, shared ``g``."""
 
@@ -70,7 +77,7 @@ class _AsTorchsde(nn.Module):
 
     def __init__(self, model: LatentSDE, context: Tensor, times: Tensor) -> None:
         super().__init__()
-        self.model, self.control = model, model.controlled(context, times)
+        self.model, self.control = model, _dynamics(model).controlled(context, times)
         self.held: tuple[Tensor, Tensor, Tensor] | None = None
 
     def _shared(self, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,8 +110,8 @@ class _EachAlone(_AsTorchsde):
 def _torchsde(model: LatentSDE, series: Series, noise: NoiseStream, *, adjoint: bool = False) -> Tensor:
     """The bound by torchsde's route for latent equations."""
     context = model.encoder(series)
-    mean, deviation = model.recognise(context)
-    start = model.initial_state(mean + deviation * model.codes(noise))
+    mean, deviation = _dynamics(model).recognise(context)
+    start = _dynamics(model).initial_state(mean + deviation * model.codes(noise))
     size = (len(start), start.shape[1] + 1)  # a channel more, for the divergence
     entropy = noise.fork(str(noise.start)).seed
     bm = original.BrownianInterval(0.0, 1.0, size, entropy=entropy, dt=1 / _STEPS)
@@ -172,7 +179,7 @@ def _step_times(data: Series, repetitions: int) -> Iterator[Figure]:
     """Medians of the time of a loss and its gradient; the runs alternate."""
     model, batch = _model(0), data.select(slice(_BATCH))
     checkpointed = _model(0)
-    model.gradient, checkpointed.gradient = Backprop(), Checkpointed()
+    _dynamics(model).gradient, _dynamics(checkpointed).gradient = Backprop(), Checkpointed()
     ways: dict[str, Callable[[NoiseStream], Tensor]] = {
         "this library": lambda noise: _own(model, batch, noise),
         "this library, checkpointed": lambda noise: _own(checkpointed, batch, noise),

@@ -19,6 +19,7 @@ from inference.training import FitSettings
 from sde import EulerMaruyama, NoiseStream, Purpose
 from sde.noise import MarkovFBM, fbm_covariance, fbm_path, fou_autocovariance, fou_path
 from sde.noise.gaussian_path import low_rank_factors
+from sde.noise.markov_weights import Kind
 from sde.noise.ou_transition import slope_covariance
 
 __all__ = ["SECTIONS", "SLOW"]
@@ -32,7 +33,7 @@ _TIMES = torch.linspace(0, 1, _STEPS + 1, dtype=_F64)
 class _PaperNoise(nn.Module):
     """The noise of the published method: five rates on [1/20, 20], variance of the kernel, H by a sigmoid."""
 
-    kind = "I"
+    kind: Kind = "I"
     num_rates = 5
 
     def __init__(self) -> None:
@@ -135,10 +136,9 @@ def _table(name: str, reverting: bool, series: int, smoke: bool) -> Iterator[Fig
         error = _standard_error(hurst, len(data), reverting)
         for grid, noise in (("automatic grid", _automatic()), ("paper's grid", _PaperNoise())):
             model = _learn(data, noise, reverting, 5 if smoke else 100)
-            found = float(noise.hurst.detach())
-            scale, level = (
-                float(part.detach()) for part in (model.dynamics.diffusion(*_ANY), model.likelihood.deviation)
-            )  # pyright: ignore
+            found = float(noise.hurst.detach())  # pyright: ignore
+            scale = float(model.diffusion(*_ANY).detach())
+            level = float(cast(Gaussian, model.likelihood).deviation.detach())
             detail = f"learned {found:.3f}, scale {scale:.3f}, noise {level:.3f}"
             if reverting:
                 detail += f", reversion {float(cast(LinearDrift, model.drift).rate.detach()):.2f}"

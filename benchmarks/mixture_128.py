@@ -98,9 +98,8 @@ def _train(kind: Kind, target: Mixture, iterations: int) -> tuple[Coefficient, f
     pool = target.sample(NoiseStream(2, 0, _POOL))
 
     def pairs(noise: NoiseStream) -> tuple[Tensor, Tensor]:
-        where = {"purpose": Purpose.TRAINING}
-        rows = noise.fork("rows").uniforms(1, dtype=torch.float64, **where)[:, 0] * _POOL
-        return noise.fork("base").normals(_DIM, **where), pool[rows.long()]
+        uniforms = noise.fork("rows").uniforms(1, purpose=Purpose.TRAINING, dtype=torch.float64)[:, 0]
+        return noise.fork("base").normals(_DIM, purpose=Purpose.TRAINING), pool[(uniforms * _POOL).long()]
 
     loss = Matching(_PATH, kind, pairs, batch=256, seed=0)
     began = time.process_time()

@@ -9,6 +9,7 @@ which are independent of each other.
 import time
 from collections.abc import Iterator
 from statistics import NormalDist
+from typing import cast
 
 import torch
 from scipy import stats
@@ -45,7 +46,7 @@ def program(paths: Tensor | None, count: int) -> Tensor:
     from inference.pyro_bridge import EulerPaths
 
     with pyro.plate("series", count):
-        theta = pyro.sample("theta", dist.Normal(_PRIOR[0], _PRIOR[1]).expand([count, 2]).to_event(1))
+        theta = pyro.sample("theta", dist.Normal(*_PRIOR).expand([count, 2]).to_event(1))  # pyright: ignore
         rate, sigma = theta.exp().unsqueeze(-1).unbind(-2)
         equation = SDE(lambda t, x: -rate * x, lambda t, x: sigma.expand_as(x))
         law = EulerPaths(equation, torch.full((count, 1), 2.0, dtype=_F64), _TIMES)
@@ -60,7 +61,8 @@ def prior_and_data(count: int, seed: int) -> tuple[Tensor, Tensor]:
     with torch.random.fork_rng():
         pyro.set_rng_seed(seed)
         trace = poutine.trace(program).get_trace(None, count)
-    return trace.nodes["theta"]["value"], trace.nodes["paths"]["value"]
+    theta, paths = (trace.nodes[name]["value"] for name in ("theta", "paths"))  # pyright: ignore
+    return cast(Tensor, theta), cast(Tensor, paths)
 
 
 def hamiltonian_draws(paths: Tensor, seed: int, *, warmup: int = 200, thin: int = 3) -> Tensor:
@@ -81,6 +83,7 @@ def variational_draws(paths: Tensor, seed: int, *, steps: int = 1500) -> Tensor:
     from pyro import distributions as dist
     from pyro.distributions import constraints
     from pyro.infer import SVI, Trace_ELBO
+    from pyro.optim import ClippedAdam
 
     count = len(paths)
 
@@ -94,7 +97,7 @@ def variational_draws(paths: Tensor, seed: int, *, steps: int = 1500) -> Tensor:
     with torch.random.fork_rng():
         pyro.set_rng_seed(seed)
         pyro.clear_param_store()
-        adam = pyro.optim.ClippedAdam({"lr": 0.03, "lrd": 0.02 ** (1 / steps)})
+        adam = ClippedAdam({"lr": 0.03, "lrd": 0.02 ** (1 / steps)})
         svi = SVI(program, guide, adam, Trace_ELBO())
         for _ in range(steps):
             svi.step(paths, count)
@@ -171,9 +174,7 @@ def variational(smoke: bool) -> Iterator[Figure]:
     yield from _calibration("SVI, normal guides", truth, draws, time.perf_counter() - began)
 
 
-SECTIONS: list[Section] = []
-
 SLOW: list[Section] = [hamiltonian, variational]
 
 if __name__ == "__main__":
-    raise SystemExit(main("pyro_calibration", SECTIONS, SLOW))
+    raise SystemExit(main("pyro_calibration", SLOW))

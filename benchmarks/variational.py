@@ -271,19 +271,17 @@ SECTIONS: list[Section] = [
     bridges,
     *fractional_matching.SECTIONS,
     *latent_training.SECTIONS,
-    *latent_video.SECTIONS,
     *learned_hurst.SECTIONS,
     *lorenz.SECTIONS,
-    *pyro_calibration.SECTIONS,
 ]
 
 SLOW: list[Section] = [  # run by --slow
-    *fractional_matching.SLOW,
-    *latent_training.SLOW,
-    *latent_video.SLOW,
-    *learned_hurst.SLOW,
     *lorenz.SLOW,
+    *latent_training.SLOW,
+    *learned_hurst.SLOW,
+    *fractional_matching.SLOW,
     *pyro_calibration.SLOW,
+    *latent_video.SLOW,
 ]
 
 if __name__ == "__main__":

@@ -16,11 +16,12 @@
 """Handwritten digits of a given class, with classifier-free guidance."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from torch import Tensor, nn
 
 from inference.interpolants import Kind, OneSided, Prediction, VelocityNetwork, matching_loss
@@ -127,7 +128,7 @@ def spread(images: Tensor, labels: Tensor) -> float:
 def plot(real: Digits, made: dict[float, Tensor], labels: Tensor, numbers: dict[str, list[float]]) -> Figure:
     """Real digits above generated ones, and accuracy and variety by the weight of the guidance."""
     figure = Figure(figsize=(11.5, 5), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=(1.7, 1))
+    left, right = cast(Sequence[SubFigure], figure.subfigures(1, 2, width_ratios=(1.7, 1)))
     blocks = {"real": real, "w = 1": Digits(made[1.0], labels), "w = 3": Digits(made[3.0], labels)}
     for axis, (name, data) in zip(left.subplots(3, 1), blocks.items(), strict=True):
         columns = [data.images[data.labels == k][:3].view(3, 8, 8) for k in range(10)]

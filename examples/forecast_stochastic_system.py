@@ -108,10 +108,9 @@ def draw_law(axis: Axes, forecaster: Forecaster, start: Tensor, seed: int) -> No
     many, noise = start.expand(4000, 3), NoiseStream(seed, 0, 4000)
     bins = torch.linspace(-20, 20, 61).tolist()
     ends = {"learned": forecaster(many, noise), "equation": future(many, noise)[:, -1]}
-    filled = {"color": COLOURS["learned"], "alpha": 0.45, "label": "learned"}
-    axis.hist(ends["learned"][:, 0], bins, density=True, **filled)
-    line = {"histtype": "step", "color": COLOURS["equation"], "label": "equation"}
-    axis.hist(ends["equation"][:, 0], bins, density=True, **line)
+    learned, equation = (ends[name][:, 0].numpy() for name in ("learned", "equation"))
+    axis.hist(learned, bins, density=True, color=COLOURS["learned"], alpha=0.45, label="learned")
+    axis.hist(equation, bins, density=True, color=COLOURS["equation"], histtype="step", label="equation")
     state = ", ".join(f"{value:.1f}" for value in start.tolist())
     axis.set(xlabel=f"$x_1$, a lag of {LAG:g} after $({state})$", ylabel="density")
     axis.legend(frameon=False, fontsize=8)

@@ -31,12 +31,13 @@
 
 import argparse
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, cast
 
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from torch import Tensor
 
 from examples.moving_digits import MovingDigits
@@ -183,7 +184,7 @@ def strip(axes: Axes, name: str, video: Tensor, seen: int = FRAMES) -> None:
     axes.spines[:].set_visible(False)
 
 
-def draw_frames(figure: Figure, models: dict[str, LatentSDE], test: Series, row: int) -> None:
+def draw_frames(figure: SubFigure, models: dict[str, LatentSDE], test: Series, row: int) -> None:
     """True, reconstructed, predicted and generated frames."""
     video = test.select(slice(row, row + 1))
     strips: list[tuple[str, Tensor, int]] = [("truth", video.values[0], FRAMES)]
@@ -201,7 +202,7 @@ def draw_frames(figure: Figure, models: dict[str, LatentSDE], test: Series, row:
         strip(axes, name, frames, seen)
 
 
-def draw_numbers(figure: Figure, runs: dict[str, "Run"], train: Series, test: Series) -> None:
+def draw_numbers(figure: SubFigure, runs: dict[str, "Run"], train: Series, test: Series) -> None:
     """Training, and how the predictions of single frames fade."""
     left, right = figure.subplots(1, 2)
     mean = train.values.mean((0, 1)).expand_as(test.values)
@@ -299,7 +300,7 @@ def main(
                 statistics.stdev(values) if len(values) > 1 else float("nan")
             )
     figure = Figure(figsize=(11, 9.5), layout="constrained")
-    upper, lower = figure.subfigures(2, 1, height_ratios=(2.6, 1))
+    upper, lower = cast(Sequence[SubFigure], figure.subfigures(2, 1, height_ratios=(2.6, 1)))
     draw_frames(upper, {name: run.model for name, run in shown.items()}, test, row=0)
     draw_numbers(lower, shown, train, test)
     folder.mkdir(parents=True, exist_ok=True)

@@ -35,7 +35,7 @@ def digits(size: int, *, held_out: bool = False) -> Tensor:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise ImportError("Digits need scikit-learn: pip install 'sdeuq[data]'.") from error
-    images = torch.from_numpy(load_digits()["images"]).float() / 16
+    images = torch.from_numpy(load_digits().images).float() / 16  # pyright: ignore
     part = images[-_HELD_OUT:] if held_out else images[:-_HELD_OUT]
     large = nn.functional.interpolate(part[:, None], (size, size), mode="bilinear", align_corners=False)
     return large[:, 0]

@@ -18,6 +18,7 @@ References:
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -160,7 +161,7 @@ def _convolution(
         device="cpu",
     )
     initialise(layer, seed, (3 / (fan_in * size**2)) ** 0.5)
-    return layer
+    return cast(nn.Conv2d, layer)
 
 
 class SpriteDecoder(nn.Module):

@@ -4,7 +4,7 @@ import math
 from typing import cast
 
 import numpy as np
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 from torch import Tensor
 
 from sde.shapes import check_shapes
@@ -53,8 +53,8 @@ def sample_divergence(x: Tensor, y: Tensor, *, neighbours: int = 5) -> float:
             f"{sizes['n']} and {sizes['m']}."
         )
     first, second = _array("x", x), _array("y", y)
-    own = np.asarray(cKDTree(first).query(first, [neighbours + 1])[0])[:, 0]
-    other = np.asarray(cKDTree(second).query(first, [neighbours])[0])[:, 0]
+    own = KDTree(first).query(first, neighbours + 1)[0][:, -1]
+    other = KDTree(second).query(first, neighbours)[0].reshape(len(first), -1)[:, -1]
     if not (own.all() and other.all()):
         raise ValueError(f"`x` and `y` must have densities; more than {neighbours} samples coincide.")
     return float(sizes["d"] * np.log(other / own).mean() + math.log(sizes["m"] / (sizes["n"] - 1)))

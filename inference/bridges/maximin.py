@@ -114,7 +114,7 @@ class LearnedPath(nn.Module):
         assert network is not None
         return torch.func.jvp(
             lambda at: network(torch.cat((at, base, target), 1)), (t,), (torch.ones_like(t),)
-        )
+        )[:2]
 
 
 @dataclass(frozen=True, slots=True)

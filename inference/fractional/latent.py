@@ -269,7 +269,7 @@ class _Run:
             residue = drawn + (shift - shift.detach()) @ law.root
         ratio = 0.5 * (residue.square() - noise.square()).sum(-1) + law.log_root[..., None]
         divergence = law.divergence(mean)
-        return noise, *(from_groups(part).sum(1) for part in (divergence, ratio))
+        return noise, from_groups(divergence).sum(1), from_groups(ratio).sum(1)
 
     def _features(self, instant: int, paths: int) -> Tensor:
         """Features of an instant for all rows, shape ``(n, c)``."""

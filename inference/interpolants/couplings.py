@@ -24,7 +24,7 @@ References:
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -117,8 +117,9 @@ class Entropic:
         except ImportError as error:
             raise ImportError("Entropic needs POT. Install it by pip install 'sdeuq[ot]'.") from error
         cost = _cost(base, target).detach()
-        masses = (cost.new_full((size,), 1 / size) for size in cost.shape)
-        return sinkhorn_log(*masses, cost, self.regularisation, numItermax=self.iterations, warn=False)
+        first, second = (cost.new_full((size,), 1 / size) for size in cost.shape)
+        plan = sinkhorn_log(first, second, cost, self.regularisation, numItermax=self.iterations, warn=False)
+        return cast(Tensor, plan)  # without a log nothing else comes
 
 
 Targets = Callable[[NoiseStream], Tensor | tuple[Tensor, ...]]

@@ -25,7 +25,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -133,7 +133,7 @@ class Lagrangian:
         self, network: FlowMapNetwork, velocity: Coefficient, s: Tensor, t: Tensor, x: Tensor
     ) -> Tensor:
         """The loss of each sample."""
-        end, rate = torch.func.jvp(lambda at: network(s, at, x), (t,), (torch.ones_like(t),))
+        end, rate = torch.func.jvp(lambda at: network(s, at, x), (t,), (torch.ones_like(t),))[:2]
         return (rate - velocity(t, end)).square().sum(1)
 
 
@@ -150,7 +150,7 @@ class Eulerian:
     ) -> Tensor:
         """The loss of each sample."""
         tangents = torch.ones_like(s), velocity(s, x).detach()
-        _, change = torch.func.jvp(lambda at, point: network(at, t, point), (s, x), tangents)
+        _, change = torch.func.jvp(lambda at, point: network(at, t, point), (s, x), tangents)[:2]
         return change.square().sum(1)
 
 
@@ -195,7 +195,7 @@ class MeanFlow:
         rate = velocity(s, x).detach()
         value, change = torch.func.jvp(
             lambda at, point: network.mean_velocity(at, t, point), (s, x), (torch.ones_like(s), rate)
-        )
+        )[:2]
         return (value - (rate + (t - s) * change).detach()).square().sum(1)
 
 
@@ -248,10 +248,10 @@ class FlowMapLoss:
                 f"`velocity` must be given for {type(self.objective).__name__}; got None. Use MeanFlow()."
             )
 
-    def __call__(self, network: FlowMapNetwork, iteration: int) -> Tensor:
+    def __call__(self, network: nn.Module, iteration: int) -> Tensor:
         """The mean loss of an iteration, 0-d."""
         noise = NoiseStream(self.seed, iteration * self.batch, (iteration + 1) * self.batch)
-        return self.losses(network, noise).mean()
+        return self.losses(cast(FlowMapNetwork, network), noise).mean()
 
     def losses(self, network: FlowMapNetwork, noise: NoiseStream) -> Tensor:
         """The losses of the samples of a stream, shape ``(n,)``."""

@@ -137,17 +137,20 @@ def _marginal(likelihood: MarkovLikelihood, hurst: Tensor) -> Tensor:
     low, high = torch.full_like(hurst, _LEAST), torch.full_like(hurst, _MOST)
     shares = torch.linspace(0, 1, _NOISES, dtype=torch.float64)
     count = len(likelihood.values) - 1
-    for stage in range(_ROUNDS):
+
+    def profile(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         places = low[:, None] + (high - low)[:, None] * shares
         log_sum, square_sum = likelihood.at(hurst.repeat_interleave(_NOISES), places.exp().flatten())
-        logs = -0.5 * (log_sum + count * square_sum.log()).view_as(places)
-        if stage < _ROUNDS - 1:
-            matter = logs > logs.max(1, keepdim=True).values - _DEPTH
-            rank = torch.arange(_NOISES)
-            first = torch.where(matter, rank, _NOISES).min(1).values - 1
-            last = torch.where(matter, rank, -1).max(1).values + 1
-            edges = torch.stack((first, last), 1).clamp(0, _NOISES - 1)
-            low, high = places.gather(1, edges).unbind(1)
+        return places, -0.5 * (log_sum + count * square_sum.log()).view_as(places)
+
+    places, logs = profile(low, high)
+    for _ in range(_ROUNDS - 1):  # nearer and nearer to where the likelihood matters
+        matter = logs > logs.max(1, keepdim=True).values - _DEPTH
+        rank = torch.arange(_NOISES)
+        first = torch.where(matter, rank, _NOISES).min(1).values - 1
+        last = torch.where(matter, rank, -1).max(1).values + 1
+        edges = torch.stack((first, last), 1).clamp(0, _NOISES - 1)
+        places, logs = profile(*places.gather(1, edges).unbind(1))
     top = logs.max(1, keepdim=True).values
     return top[:, 0] + torch.trapezoid((logs - top).exp(), places).log()
 
