@@ -41,7 +41,7 @@ from inference.samplers import (
 from sde.noise import NoiseStream
 from sde.solvers import EulerMaruyama
 
-__all__ = ["SECTIONS", "SLOW", "three_modes"]
+__all__ = ["SECTIONS", "three_modes"]
 
 _F64 = torch.float64
 _NO_NOISE = NoiseStream(0, 0, 0)

@@ -19,7 +19,6 @@ from benchmarks.check import Figure, Section, at_least, at_most, main, reported
 from sde import SDE
 
 __all__ = [
-    "SECTIONS",
     "SLOW",
     "chi_squared",
     "hamiltonian_draws",
