@@ -20,6 +20,7 @@
 # %%
 """Hurst index of the log-volatility of the S&P 500 and of the VIX, with and without a model of the noise."""
 
+import argparse
 import math
 from pathlib import Path
 
@@ -177,7 +178,9 @@ def main(folder: Path = Path("out/rough_volatility")) -> dict[str, dict[str, tup
 
 
 if __name__ == "__main__":
-    for name, methods in main().items():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("out/rough_volatility"))
+    for name, methods in main(parser.parse_args().out).items():
         print(name)
         for method, (h, low, high) in methods.items():
             print(f"  {method:<30} {h:.3f}  [{low:.3f}, {high:.3f}]")

@@ -156,7 +156,7 @@ def test_game_finds_the_bridge_on_the_line() -> None:
             "drift": FieldNetwork(1, width=32, depth=2, seed=0, dtype=F64),
         }
     )
-    settings = FitSettings(iterations=500, rate=1e-2, average=0.98)
+    settings = FitSettings(iterations=1000, rate=1e-2, average=0.99)
     trained, _ = fit(players, game, settings=settings, identity={}, progress=False)
     t = torch.linspace(0, 1, 401, dtype=F64)[:, None]
     one, zero = torch.ones_like(t), torch.zeros_like(t)
