@@ -122,7 +122,7 @@ def plot(series: Series, curves: dict[str, Tensor], history: dict[str, list[floa
 
 
 def main(
-    folder: Path = Path("out/time_dependent_hurst"), epochs: int = 60, seed: int = 0
+    folder: Path = Path("out/time_dependent_hurst"), epochs: int = 100, seed: int = 0
 ) -> dict[str, float]:
     """Learn the index, draw, compare.
 
@@ -180,7 +180,7 @@ def main(
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--epochs", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("out/time_dependent_hurst"))
     options = parser.parse_args()
