@@ -104,12 +104,14 @@ def main(
 
     ``--check`` makes the status non-zero when a figure falls short, ``--smoke`` takes small sizes,
     ``--slow`` runs the long sections too, ``--only NAME`` (repeatable) runs the named sections alone, long
-    ones or not, ``--out FILE`` says where the JSON goes.
+    ones or not, and leaves what the file holds of the others, ``--out FILE`` says where the JSON goes.
     """
     options = _parse(name, [*sections, *slow], argv)
     chosen = [*sections, *slow] if options.slow or options.only else sections
     chosen = [section for section in chosen if not options.only or section.__name__ in options.only]
-    records, failed, where = [], 0, environment()
+    names, where = [section.__name__ for section in chosen], environment()
+    kept = _kept(options.out, set(names), smoke=options.smoke) if options.only else []
+    records, failed = [], 0
     for section in chosen:
         print(f"\n{section.__name__.replace('_', ' ')}", flush=True)
         began = time.perf_counter()
@@ -119,11 +121,11 @@ def main(
             figures.append(figure)
         failed += sum(not figure.passed for figure in figures)
         seconds = round(time.perf_counter() - began, 1)
-        records.append(
-            {"section": section.__name__, "seconds": seconds, "figures": [asdict(f) for f in figures]}
-        )
+        record = {"section": section.__name__, "commit": where["commit"], "seconds": seconds}
+        records.append(record | {"figures": [asdict(figure) for figure in figures]})
         # After every section, so that a run that is stopped keeps what it has measured.
-        _write(options.out, {"benchmark": name, "smoke": options.smoke, **where, "sections": records})
+        held = {"benchmark": name, "smoke": options.smoke, **where, "sections": kept + records}
+        _write(options.out, held)
     total = sum(len(record["figures"]) for record in records)
     print(f"\n{total - failed} of {total} figures clear their bars.")
     print(f"Written to {options.out}.", file=sys.stderr)
@@ -139,6 +141,16 @@ def _parse(name: str, sections: Sequence[Section], argv: Sequence[str] | None) -
     parser.add_argument("--only", action="append", choices=[section.__name__ for section in sections])
     parser.add_argument("--out", type=Path, default=RESULTS / f"{name}.json")
     return parser.parse_args(argv)
+
+
+def _kept(path: Path, again: set[str], *, smoke: bool) -> list[dict[str, object]]:
+    """The sections of an earlier run that are not run again; none of a run of another size."""
+    if not path.exists():
+        return []
+    held = json.loads(path.read_text())
+    return (
+        [each for each in held["sections"] if each["section"] not in again] if held["smoke"] == smoke else []
+    )
 
 
 def _row(figure: Figure) -> str:

@@ -5,7 +5,8 @@ from inference.fractional.conjugate import ConjugatePosterior
 from inference.fractional.control import HeldControl, held_control
 from inference.fractional.evidence import Smoothed, log_evidence, smoothed
 from inference.fractional.guide import GuidedPaths, GuidedPosterior
-from inference.fractional.matching import LinearEquation, MatchedPosterior
+from inference.fractional.linear_equation import LinearEquation
+from inference.fractional.matching import MatchedPosterior
 
 __all__ = [
     "ConjugatePosterior",

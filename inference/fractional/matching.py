@@ -35,116 +35,27 @@ References:
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from inference.fractional.chain import GaussianChain, Observations, fractional_chain
+from inference.fractional.chain import GaussianChain, Observations
 from inference.fractional.conjugate import ConjugatePosterior, LogLikelihood
 from inference.fractional.guide import GuidedPosterior
+from inference.fractional.linear_equation import LinearEquation, memory_kernel
 from inference.girsanov import PathMeasure, solve_controlled
 from sde.equation import SDE, NoiseStructure
 from sde.fractional import augmented
-from sde.noise.markov_fbm import MarkovFBM
 from sde.noise.stream import NoiseStream, Purpose
 
-__all__ = ["BatchedDrift", "LinearEquation", "MatchedPosterior", "SimulatedPaths", "memory_kernel"]
+__all__ = ["BatchedDrift", "MatchedPosterior", "SimulatedPaths"]
 
 BatchedDrift = Callable[[Tensor, Tensor], Tensor]
 """Instants ``(m, 1)`` and states ``(m, d)`` to drifts ``(m, d)``."""
 
-_SMALLEST = 1e-2  # sum of the weights, below which the control of a drift is mostly cancellation
 # Steps of the additive recurrence of the plane that is spread best (Roberts), from the plastic number.
 _RECURRENCE = (0.7548776662466927, 0.5698402909980532)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class LinearEquation:
-    r"""The linear equation behind a posterior.
-
-    .. math:: \mathrm dX = -\theta X\,\mathrm dt + s\,\mathrm d\hat B^H
-
-    Attributes:
-        model: The noise, with an index that does not depend on time.
-        reversion: Rate :math:`\theta`.
-        scale: ``s``, not 0.
-        initial: Mean of ``X`` at the start.
-        initial_deviation: Its standard deviation.
-
-    Raises:
-        ValueError: If the index depends on time or carries a gradient, the scale is 0, or the weights of the
-            noise nearly cancel, so that no control of moderate size moves the path.
-    """
-
-    model: MarkovFBM
-    reversion: float = 0.0
-    scale: float = 1.0
-    initial: float = 0.0
-    initial_deviation: float = 0.0
-
-    def __post_init__(self) -> None:
-        if callable(self.model.H) or torch.as_tensor(self.model.H).requires_grad:
-            raise ValueError(
-                "`model` must have a Hurst index that is constant and carries no gradient: paths are drawn "
-                "with factors that have none. Learn the index by `log_evidence`."
-            )
-        if self.scale == 0:
-            raise ValueError("`scale` must not be 0: without noise there is nothing to control.")
-        if float(self.model.omega().sum()) < _SMALLEST:
-            raise ValueError(
-                f"`model` must have weights whose sum is at least {_SMALLEST:g}; got "
-                f"{float(self.model.omega().sum()):.3g}. Raise `dt` or lower `K`."
-            )
-
-    def chain(self, times: Tensor) -> GaussianChain:
-        """The equation at some instants, the first of which is its start."""
-        return fractional_chain(
-            self.model,
-            times,
-            reversion=self.reversion,
-            scale=self.scale,
-            initial=self.initial,
-            initial_deviation=self.initial_deviation,
-        )
-
-    @property
-    def push(self) -> Tensor:
-        """What the Wiener process does to the state of the chain, ``G``, shape ``(D,)``."""
-        ones = torch.ones(len(self.model.rates), dtype=torch.float64)
-        past = torch.zeros_like(ones) if self.model.type == "I" else ones[:0]
-        return torch.cat((self.strength.reshape(1), ones, past))
-
-    @property
-    def strength(self) -> Tensor:
-        """What it does to ``X``, ``s`` times the sum of the weights, 0-d."""
-        return self.scale * self.model.omega().sum()
-
-
-def memory_kernel(model: MarkovFBM, lags: Tensor) -> tuple[Tensor, Tensor]:
-    r"""The kernel :math:`\kappa` that recovers the Wiener process from a path, and its primitive.
-
-    Args:
-        model: The noise.
-        lags: At least 0, shape ``(...)``, float64.
-
-    Returns:
-        :math:`\kappa(\tau)` and :math:`1 + \int_0^\tau \kappa`, each of the shape of the lags.
-
-    Example:
-        >>> kernel, primitive = memory_kernel(MarkovFBM(0.5), torch.tensor([0.5], dtype=torch.float64))
-        >>> bool(kernel.abs() < 1e-8), bool((primitive - 1).abs() < 1e-8)  # Brownian motion remembers nothing
-        (True, True)
-    """
-    omega, rates = model.omega().detach(), model.rates
-    pull, size = omega * rates / omega.sum(), len(rates)
-    system = torch.zeros(size + 1, size + 1, dtype=torch.float64)
-    system[:size, :size] = pull - torch.diag(rates)
-    system[:size, size] = 1
-    moved = torch.linalg.matrix_exp(system * lags[..., None, None])[..., :size, size]
-    primitive = moved @ pull
-    return pull.sum() + (moved @ system[:size, :size].mT) @ pull, 1 + primitive
 
 
 class SimulatedPaths(NamedTuple):
@@ -170,6 +81,7 @@ class MatchedPosterior:
         ValueError: If the rows are not a multiple of ``dim``.
 
     Example:
+        >>> from sde.noise import MarkovFBM
         >>> linear = LinearEquation(MarkovFBM(0.3, K=5, grid="paper"), initial_deviation=1.0)
         >>> chain = linear.chain(torch.linspace(0, 1, 5))
         >>> pseudo = Observations([0, 2, 4], torch.tensor([[1.0, 0.8, 1.1]]), 0.3)

@@ -10,7 +10,8 @@ from torch import Tensor
 from inference.elbo import bound
 from inference.fractional import Observations, log_evidence
 from inference.fractional import matching as module
-from inference.fractional.matching import LinearEquation, MatchedPosterior, memory_kernel
+from inference.fractional.linear_equation import LinearEquation, memory_kernel
+from inference.fractional.matching import MatchedPosterior
 from sde import NoiseStream
 from sde.noise import MarkovFBM
 
